@@ -1,0 +1,347 @@
+// The fused Gram: tiles of  K = sum_b scale_b (A_b A_b' + offset_b) o (D_b D_b'),  all terms of a tile summed in
+// cache before K is written once; in the symmetric case only tiles on and above the diagonal, mirrored exactly.
+#include "kernelgrowth/gram.hpp"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.hpp"
+#include "cpu/packing.hpp"
+#include "kernelgrowth/error.hpp"
+#include "runtime/workspace.hpp"
+
+namespace kernelgrowth {
+namespace cpu {
+namespace {
+
+// Calibrated on Zen 4: three strips (the sum and two products) stay in the second-level cache, a k-block of a panel in
+// the first two.
+constexpr index_t block_rows_target = 384;
+constexpr index_t tallest_strip = 96, lowest_strip = 24;
+// A thread should draw this many strips at least, or one of them ends up waiting for another.
+constexpr index_t strips_per_thread = 4;
+constexpr index_t depth_block = 256;
+// Partial sums longer than this are added up apart, so that rounding grows with the runs and not with the length.
+constexpr index_t run_length = 64 * depth_block;
+
+struct Range {
+  index_t begin, end;
+  index_t size() const { return end - begin; }
+};
+
+// A packed factor of one side: the blocks of a group, one after another.
+template <class T>
+struct Packed {
+  PackedLayout layout;
+  T* data = nullptr;
+
+  const T* panel(index_t block, index_t p) const {
+    return data + block * layout.elements_per_block() + p * layout.panel * layout.length;
+  }
+};
+
+template <class T>
+struct PackedTerm {
+  Packed<T> first, second;
+};
+
+template <class T>
+void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool symmetric, index_t& outputs) {
+  outputs = 1;
+  auto shape = [&](const FactorView<T>& f, index_t rows, const char* side) {
+    if (f.examples < 1 || f.outputs < 1 || f.length < 1) {
+      throw InvalidArgument(std::string("gram: a ") + side + " factor is empty");
+    }
+    if (rows % f.examples != 0 || (f.outputs != 1 && f.rows() != rows)) {
+      throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) + " examples and " +
+                            std::to_string(f.outputs) + " outputs does not fit " + std::to_string(rows) + " rows");
+    }
+    outputs = std::max(outputs, rows / f.examples);
+  };
+  auto pair = [&](const FactorPair<T>& p) {
+    shape(p.left, out.rows, "left");
+    if (symmetric) return;
+    shape(p.right, out.cols, "right");
+    if (p.right.length != p.left.length || p.right.outputs != p.left.outputs ||
+        out.rows / p.left.examples != out.cols / p.right.examples) {
+      throw InvalidArgument("gram: left and right factors differ in outputs or length");
+    }
+  };
+  if (terms.empty()) throw InvalidArgument("gram: no terms");
+  if (symmetric && out.rows != out.cols) throw InvalidArgument("gram: a symmetric Gram must be square");
+  for (const auto& term : terms) {
+    pair(term.first);
+    if (term.second) pair(*term.second);
+  }
+  for (const auto& term : terms) {
+    const bool covers = term.first.left.rows() == out.rows || (term.second && term.second->left.rows() == out.rows);
+    if (!covers) throw InvalidArgument("gram: no factor of a term tells the outputs apart");
+  }
+}
+
+template <class T>
+class Gram {
+ public:
+  Gram(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options)
+      : terms_(terms), out_(out), options_(options), kernels_(kernel_table<T>(options.isa)),
+        threads_(options.threads > 0 ? options.threads : default_threads()) {
+    validate(terms, out, options.symmetric, outputs_);
+    const index_t largest = std::max(out.rows, out.cols) / outputs_;
+    block_examples_ = std::min(std::max<index_t>(1, block_rows_target / outputs_), largest);
+    block_rows_ = block_examples_ * outputs_;
+    row_blocks_ = ceil_div(out.rows, block_rows_);
+    col_blocks_ = ceil_div(out.cols, block_rows_);
+    strip_width_ = round_up(block_rows_, panel()) + panel();
+    const index_t tiles = options.symmetric ? row_blocks_ * (row_blocks_ + 1) / 2 : row_blocks_ * col_blocks_;
+    while (strip_rows_ > lowest_strip && tiles * ceil_div(block_rows_, strip_rows_) < strips_per_thread * threads_) {
+      strip_rows_ /= 2;
+    }
+  }
+
+  GramWorkspace workspace() const {
+    const auto rows = static_cast<std::size_t>(row_blocks_), cols = static_cast<std::size_t>(col_blocks_);
+    const std::size_t fewest = options_.symmetric ? std::min<std::size_t>(rows, 2) : 2;
+    const std::size_t all = options_.symmetric ? rows : rows + cols;
+    return {scratch_bytes() + fewest * block_bytes(), scratch_bytes() + all * block_bytes()};
+  }
+
+  void run() {
+    const GramWorkspace need = workspace();
+    const std::size_t limit = std::min(options_.workspace > 0 ? options_.workspace : need.full, need.full);
+    if (limit < need.minimum) {
+      throw WorkspaceTooSmall("gram: needs a workspace of " + std::to_string(need.minimum) + " bytes, allowed " +
+                              std::to_string(limit));
+    }
+    Workspace memory(limit);
+    for (int i = 0; i < threads_; ++i) {
+      scratch_.push_back(memory.take<T>(static_cast<std::size_t>(buffers_per_thread * scratch_elements())));
+    }
+
+    if (limit == need.full) {
+      const Range rows{0, row_blocks_}, cols{0, col_blocks_};
+      const auto left = pack(rows, false, memory);
+      return tiles(left, rows, options_.symmetric ? left : pack(cols, true, memory), cols);
+    }
+    const index_t group = static_cast<index_t>((limit - scratch_bytes()) / (2 * block_bytes()));
+    for (index_t i = 0; i < row_blocks_; i += group) {
+      const Range rows{i, std::min(i + group, row_blocks_)};
+      const std::size_t before_left = memory.mark();
+      const auto left = pack(rows, false, memory);
+      if (options_.symmetric) tiles(left, rows, left, rows);
+      for (index_t j = options_.symmetric ? rows.end : 0; j < col_blocks_; j += group) {
+        const Range cols{j, std::min(j + group, col_blocks_)};
+        const std::size_t before_right = memory.mark();
+        tiles(left, rows, pack(cols, true, memory), cols);
+        memory.release_to(before_right);
+      }
+      memory.release_to(before_left);
+    }
+  }
+
+ private:
+  using Side = std::vector<PackedTerm<T>>;
+
+  index_t panel() const { return static_cast<index_t>(kernels_.panel); }
+  // The strip's sum, a product of each factor, and a run of a long one.
+  static constexpr index_t buffers_per_thread = 4;
+  index_t scratch_elements() const { return (tallest_strip + panel()) * strip_width_; }
+
+  std::size_t scratch_bytes() const {
+    const std::size_t elements = static_cast<std::size_t>(buffers_per_thread * scratch_elements());
+    return static_cast<std::size_t>(threads_) * Workspace::bytes_for<T>(elements);
+  }
+
+  // Of one block of all factors, packed.
+  std::size_t block_bytes() const {
+    std::size_t bytes = 0;
+    auto add = [&](const FactorView<T>& factor) {
+      bytes += Workspace::bytes_for<T>(static_cast<std::size_t>(layout(factor).elements_per_block()));
+    };
+    for (const auto& term : terms_) {
+      add(term.first.left);
+      if (term.second) add(term.second->left);
+    }
+    return bytes;
+  }
+
+  PackedLayout layout(const FactorView<T>& factor) const {
+    return {factor.outputs, factor.length, block_examples_, panel()};
+  }
+
+  Packed<T> pack_factor(const FactorView<T>& factor, Range blocks, Workspace& memory) const {
+    const PackedLayout l = layout(factor);
+    const Packed<T> packed{l, memory.take<T>(static_cast<std::size_t>(blocks.size() * l.elements_per_block()))};
+    const index_t per_block = l.panels_per_block();
+    parallel_for(blocks.size() * per_block, threads_, [&](index_t i, int) {
+      pack_panel(kernels_, factor, l, (blocks.begin + i / per_block) * block_examples_, i % per_block,
+                 packed.data + i * l.panel * l.length);
+    }, options_.poll);
+    return packed;
+  }
+
+  Side pack(Range blocks, bool right, Workspace& memory) const {
+    const bool use_right = right && !options_.symmetric;
+    Side side;
+    for (const auto& term : terms_) {
+      auto& packed = side.emplace_back();
+      packed.first = pack_factor(use_right ? term.first.right : term.first.left, blocks, memory);
+      if (term.second) packed.second = pack_factor(use_right ? term.second->right : term.second->left, blocks, memory);
+    }
+    return side;
+  }
+
+  // Every strip of every tile of a pair of groups: the unit of work a thread draws.
+  void tiles(const Side& left, Range rows, const Side& right, Range cols) {
+    struct Strip {
+      index_t row_block, col_block, begin, end;
+    };
+    std::vector<Strip> strips;
+    for (index_t i = rows.begin; i < rows.end; ++i) {
+      const index_t height = std::min(block_rows_, out_.rows - i * block_rows_);
+      for (index_t j = options_.symmetric ? std::max(i, cols.begin) : cols.begin; j < cols.end; ++j) {
+        for (index_t r = 0; r < height; r += strip_rows_) strips.push_back({i, j, r, std::min(r + strip_rows_, height)});
+      }
+    }
+    parallel_for(static_cast<index_t>(strips.size()), threads_, [&](index_t s, int worker) {
+      const Strip& strip = strips[static_cast<std::size_t>(s)];
+      T* scratch = scratch_[static_cast<std::size_t>(worker)];
+      const Range strip_range{strip.begin, strip.end};
+      const index_t width = std::min(block_rows_, out_.cols - strip.col_block * block_rows_);
+      const bool diagonal = options_.symmetric && strip.row_block == strip.col_block;
+      const Range columns{diagonal ? round_down(strip.begin, panel()) : 0, width};
+      sum_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip_range, columns, scratch);
+      write(strip.row_block * block_rows_, strip.col_block * block_rows_, strip_range, columns, diagonal, scratch);
+    }, options_.poll);
+  }
+
+  void sum_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, Range rows, Range cols,
+                 T* scratch) const {
+    T* sum = scratch;
+    T* first = sum + scratch_elements();
+    T* second = first + scratch_elements();
+    std::fill_n(sum, rows.size() * strip_width_, T{0});
+    // Whole panels: what lies beyond the last column is computed and never written.
+    const index_t width = round_up(cols.size(), panel());
+    std::vector<T> shared(outputs_ > 1 ? 2 * static_cast<std::size_t>(width) : 0);
+
+    for (std::size_t b = 0; b < terms_.size(); ++b) {
+      const Term<T>& term = terms_[b];
+      const Product p = product(left[b].first, row_block, right[b].first, col_block, rows, cols, first, scratch);
+      if (!term.second) {
+        for (index_t r = rows.begin; r < rows.end; ++r) {
+          kernels_.add_term(sum + (r - rows.begin) * strip_width_, row_of(p, r, cols, shared.data()),
+                            static_cast<std::size_t>(width), term.offset, term.scale);
+        }
+        continue;
+      }
+      const Product q = product(left[b].second, row_block, right[b].second, col_block, rows, cols, second, scratch);
+      for (index_t r = rows.begin; r < rows.end; ++r) {
+        kernels_.add_hadamard(sum + (r - rows.begin) * strip_width_, row_of(p, r, cols, shared.data()),
+                              row_of(q, r, cols, shared.data() + (outputs_ > 1 ? width : 0)),
+                              static_cast<std::size_t>(width), term.offset, term.scale);
+      }
+    }
+  }
+
+  // A product's values, starting at (row_origin, col_origin) of the factor's own rows within the block.
+  struct Product {
+    T* data;
+    index_t row_origin, col_origin, repeat;
+  };
+
+  // Inner products of a strip of one packed factor with a block of another.
+  Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block, Range rows,
+                  Range cols, T* target, T* scratch) const {
+    const index_t repeat = outputs_ / left.layout.outputs;
+    const index_t tile_rows = static_cast<index_t>(kernels_.tile_rows), length = left.layout.length;
+    const Range r{round_down(rows.begin / repeat, tile_rows), ceil_div(rows.end, repeat)};
+    const Range c{round_down(cols.begin / repeat, panel()), ceil_div(cols.end, repeat)};
+    for (index_t run = 0; run < length; run += run_length) {
+      T* values = run == 0 ? target : scratch + (buffers_per_thread - 1) * scratch_elements();
+      const index_t run_end = std::min(run + run_length, length);
+      for (index_t k = run; k < run_end; k += depth_block) {
+        const std::size_t depth = static_cast<std::size_t>(std::min(depth_block, run_end - k));
+        for (index_t j = c.begin; j < c.end; j += panel()) {
+          const T* b = right.panel(col_block, j / panel()) + k * panel();
+          for (index_t i = r.begin; i < r.end; i += tile_rows) {
+            const T* a = left.panel(row_block, i / panel()) + k * panel() + i % panel();
+            kernels_.inner_products(a, b, depth, values + (i - r.begin) * strip_width_ + (j - c.begin),
+                                    static_cast<std::size_t>(strip_width_), k > run);
+          }
+        }
+      }
+      if (run > 0) {
+        const std::size_t width = static_cast<std::size_t>(round_up(c.size(), panel()));
+        for (index_t i = 0; i < r.size(); ++i) {
+          kernels_.add_term(target + i * strip_width_, values + i * strip_width_, width, 0, 1);
+        }
+      }
+    }
+    return {target, r.begin, c.begin, repeat};
+  }
+
+  // Row r, columns cols of a product; where the factor is shared by all outputs, each value stands `repeat` times.
+  const T* row_of(const Product& p, index_t r, Range cols, T* shared) const {
+    const T* row = p.data + (r / p.repeat - p.row_origin) * strip_width_;
+    if (p.repeat == 1) return row + (cols.begin - p.col_origin);
+    for (index_t c = cols.begin; c < cols.end; ++c) shared[c - cols.begin] = row[c / p.repeat - p.col_origin];
+    return shared;
+  }
+
+  void write(index_t row0, index_t col0, Range rows, Range cols, bool diagonal, const T* sum) const {
+    for (index_t r = rows.begin; r < rows.end; ++r) {
+      const T* source = sum + (r - rows.begin) * strip_width_ - cols.begin;
+      T* target = out_.row(row0 + r) + col0;
+      const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
+      if (options_.accumulate) {
+        for (index_t c = from; c < cols.end; ++c) target[c] += source[c];
+      } else {
+        std::copy(source + from, source + cols.end, target + from);
+      }
+    }
+    if (options_.symmetric) mirror(row0, col0, rows, cols, diagonal);
+  }
+
+  void mirror(index_t row0, index_t col0, Range rows, Range cols, bool diagonal) const {
+    constexpr index_t square = 16;
+    for (index_t c0 = cols.begin; c0 < cols.end; c0 += square) {
+      for (index_t r0 = rows.begin; r0 < rows.end; r0 += square) {
+        for (index_t c = c0; c < std::min(c0 + square, cols.end); ++c) {
+          T* target = out_.row(col0 + c) + row0;
+          const index_t end = std::min({r0 + square, rows.end, diagonal ? c : rows.end});
+          for (index_t r = r0; r < end; ++r) target[r] = out_.row(row0 + r)[col0 + c];
+        }
+      }
+    }
+  }
+
+  std::span<const Term<T>> terms_;
+  MatrixView<T> out_;
+  const GramOptions& options_;
+  const KernelTable<T>& kernels_;
+  int threads_;
+  index_t outputs_ = 1, block_examples_ = 1, block_rows_ = 1, row_blocks_ = 1, col_blocks_ = 1;
+  index_t strip_rows_ = tallest_strip, strip_width_ = 1;
+  std::vector<T*> scratch_;
+};
+
+}  // namespace
+}  // namespace cpu
+
+template <class T>
+void gram(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options) {
+  cpu::Gram<T>(terms, out, options).run();
+}
+
+template <class T>
+GramWorkspace gram_workspace(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options) {
+  return cpu::Gram<T>(terms, out, options).workspace();
+}
+
+template void gram(std::span<const Term<float>>, MatrixView<float>, const GramOptions&);
+template void gram(std::span<const Term<double>>, MatrixView<double>, const GramOptions&);
+template GramWorkspace gram_workspace(std::span<const Term<float>>, MatrixView<float>, const GramOptions&);
+template GramWorkspace gram_workspace(std::span<const Term<double>>, MatrixView<double>, const GramOptions&);
+
+}  // namespace kernelgrowth

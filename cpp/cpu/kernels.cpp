@@ -1,0 +1,209 @@
+// The arithmetic, written once in GCC/Clang vector extensions and compiled once per instruction set with
+//   KG_ISA           name of the exported table: kernels_<KG_ISA>
+//   KG_ISA_NAME      its name for users
+//   KG_VECTOR_BYTES  width of a vector register
+//   KG_REGISTERS     how many there are (decides the register tile)
+// With one lane and a small tile the same source is the scalar specification.
+#include "cpu/kernels.hpp"
+
+namespace kernelgrowth::cpu {
+namespace {
+
+template <class T, std::size_t Lanes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(sizeof(T) * Lanes)));
+  typedef T unaligned __attribute__((vector_size(sizeof(T) * Lanes), aligned(alignof(T)), may_alias));
+};
+
+template <class T>
+constexpr std::size_t lanes = KG_VECTOR_BYTES / sizeof(T) > 1 ? KG_VECTOR_BYTES / sizeof(T) : 1;
+
+// Register tile: as many accumulators as leave room for the operands (24 of 32 registers, 12 of 16), rows dividing the
+// panel so that a panel serves as rows and as columns.
+template <class T>
+struct Tile {
+  static constexpr bool wide = lanes<T> > 4;
+  static constexpr std::size_t vectors = lanes<T> == 1 ? 4 : KG_REGISTERS >= 32 && !wide ? 6 : lanes<T> == 2 ? 2 : 3;
+  static constexpr std::size_t rows = lanes<T> == 1 ? 2 : KG_REGISTERS >= 32 && wide ? 8 : 4;
+  static constexpr std::size_t panel = vectors * lanes<T>;
+  static_assert(panel % rows == 0);
+};
+
+// Lane i of the result's pair: a[i], b[i] side by side; the low or the high half of the interleaved whole.
+template <class T, bool High>
+typename VectorOf<T, lanes<T>>::type interleave(typename VectorOf<T, lanes<T>>::type a,
+                                                typename VectorOf<T, lanes<T>>::type b) {
+  constexpr std::size_t n = lanes<T>, offset = High ? n / 2 : 0;
+#if defined(__clang__)
+  typename VectorOf<T, n>::type result{};
+  for (std::size_t i = 0; i < n; ++i) result[i] = i % 2 == 0 ? a[offset + i / 2] : b[offset + i / 2];
+  return result;
+#else
+  using Index = decltype(a < b);
+  Index index{};
+  for (std::size_t i = 0; i < n; ++i) index[i] = static_cast<decltype(index[0] + 0)>(offset + i / 2 + (i % 2) * n);
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows.
+template <class T>
+void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
+  constexpr std::size_t n = lanes<T>;
+#pragma GCC unroll 8
+  for (std::size_t stage = 1; stage < n; stage *= 2) {
+    typename VectorOf<T, n>::type next[n];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<T, false>(row[i], row[i + n / 2]);
+      next[2 * i + 1] = interleave<T, true>(row[i], row[i + n / 2]);
+    }
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < n; ++i) row[i] = next[i];
+  }
+}
+
+template <class T>
+void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
+  for (std::size_t first = 0; first < panel; first += n) {
+    std::size_t k = 0;
+    if (n > 1 && stride == 1) {
+      for (; k + n <= length; k += n) {
+        Vector square[n];
+#pragma GCC unroll 16
+        for (std::size_t i = 0; i < n; ++i) {
+          square[i] = first + i < count ? *reinterpret_cast<const Unaligned*>(rows[first + i] + k) : Vector{};
+        }
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (std::size_t i = 0; i < n; ++i) *reinterpret_cast<Unaligned*>(target + (k + i) * panel + first) = square[i];
+      }
+    }
+    for (; k < length; ++k) {
+      for (std::size_t i = first; i < first + n; ++i) {
+        target[k * panel + i] = i < count ? rows[i][static_cast<std::ptrdiff_t>(k) * stride] : T{0};
+      }
+    }
+  }
+}
+
+template <class T>
+void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t rows = Tile<T>::rows, vectors = Tile<T>::vectors, panel = Tile<T>::panel;
+
+  Vector sum[rows][vectors] = {};
+  for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
+    Vector right[vectors];
+#pragma GCC unroll 8
+    for (std::size_t j = 0; j < vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (std::size_t j = 0; j < vectors; ++j) sum[i][j] += a[i] * right[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+    for (std::size_t j = 0; j < vectors; ++j) {
+      auto* target = reinterpret_cast<Unaligned*>(c + i * ldc + j * lanes<T>);
+      *target = accumulate ? *target + sum[i][j] : sum[i][j];
+    }
+  }
+}
+
+// Whole vectors only, no scalar tail: an entry's bits must not depend on the column it stands in.
+template <class T>
+void add_term(T* sum, const T* p, std::size_t n, T offset, T scale) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  for (std::size_t i = 0; i < n; i += lanes<T>) {
+    *reinterpret_cast<Unaligned*>(sum + i) += scale * (*reinterpret_cast<const Unaligned*>(p + i) + offset);
+  }
+}
+
+template <class T>
+void add_hadamard(T* sum, const T* p, const T* q, std::size_t n, T offset, T scale) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  for (std::size_t i = 0; i < n; i += lanes<T>) {
+    const auto first = scale * (*reinterpret_cast<const Unaligned*>(p + i) + offset);
+    *reinterpret_cast<Unaligned*>(sum + i) += first * *reinterpret_cast<const Unaligned*>(q + i);
+  }
+}
+
+constexpr std::size_t double_lanes = lanes<double>;
+using Doubles = VectorOf<double, double_lanes>;
+
+template <class T>
+Doubles::type load_doubles(const T* p) {
+  using Narrow = typename VectorOf<T, double_lanes>::unaligned;
+  return __builtin_convertvector(*reinterpret_cast<const Narrow*>(p), Doubles::type);
+}
+
+double reduce(Doubles::type v) {
+  double total = 0;
+  for (std::size_t i = 0; i < double_lanes; ++i) total += v[i];
+  return total;
+}
+
+template <class T>
+RowSums row_sums(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums) {
+  Doubles::type sum{}, squares{}, other_sum{}, other_squares{}, inner{};
+  const std::size_t whole = n - n % double_lanes;
+  for (std::size_t i = 0; i < whole; i += double_lanes) {
+    const auto x = load_doubles(row + i);
+    sum += x;
+    squares += x * x;
+    *reinterpret_cast<Doubles::unaligned*>(column_sums + i) += x;
+    if (other) {
+      const auto y = load_doubles(other + i);
+      other_sum += y;
+      other_squares += y * y;
+      inner += x * y;
+      *reinterpret_cast<Doubles::unaligned*>(other_column_sums + i) += y;
+    }
+  }
+  RowSums sums{reduce(sum), reduce(squares), reduce(other_sum), reduce(other_squares), reduce(inner)};
+  for (std::size_t i = whole; i < n; ++i) {
+    const double x = row[i];
+    sums.sum += x;
+    sums.squares += x * x;
+    column_sums[i] += x;
+    if (other) {
+      const double y = other[i];
+      sums.other_sum += y;
+      sums.other_squares += y * y;
+      sums.inner_product += x * y;
+      other_column_sums[i] += y;
+    }
+  }
+  return sums;
+}
+
+template <class T>
+double dot(const T* row, const double* y, std::size_t n) {
+  Doubles::type sum{};
+  const std::size_t whole = n - n % double_lanes;
+  for (std::size_t i = 0; i < whole; i += double_lanes) sum += load_doubles(row + i) * load_doubles(y + i);
+  double total = reduce(sum);
+  for (std::size_t i = whole; i < n; ++i) total += row[i] * y[i];
+  return total;
+}
+
+template <class T>
+constexpr KernelTable<T> table() {
+  return {Tile<T>::panel, Tile<T>::rows, pack<T>, inner_products<T>, add_term<T>, add_hadamard<T>, row_sums<T>, dot<T>};
+}
+
+}  // namespace
+
+#define KG_CONCAT(a, b) a##b
+#define KG_TABLE(isa) KG_CONCAT(kernels_, isa)
+extern const Kernels KG_TABLE(KG_ISA);
+const Kernels KG_TABLE(KG_ISA) = {KG_ISA_NAME, table<float>(), table<double>()};
+
+}  // namespace kernelgrowth::cpu

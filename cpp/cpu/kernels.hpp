@@ -1,0 +1,39 @@
+// What is compiled once per instruction set. This header reaches per-ISA objects, so it includes nothing that
+// holds inline code: a function the linker merges could carry AVX-512 instructions to a machine without them.
+#pragma once
+
+#include <cstddef>
+
+namespace kernelgrowth::cpu {
+
+// Sums over one row of K and of K', all in double.
+struct RowSums {
+  double sum, squares, other_sum, other_squares, inner_product;
+};
+
+template <class T>
+struct KernelTable {
+  // Packed factors are panels of `panel` rows, stored [depth][panel]; register tiles are tile_rows x panel.
+  std::size_t panel;
+  std::size_t tile_rows;
+
+  // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i < panel.
+  void (*pack)(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]
+  void (*inner_products)(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate);
+  // sum += scale * (p + offset); n a multiple of the panel
+  void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
+  // sum += scale * (p + offset) * q; n a multiple of the panel
+  void (*add_hadamard)(T* sum, const T* p, const T* q, std::size_t n, T offset, T scale);
+  // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
+  RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
+  double (*dot)(const T* row, const double* y, std::size_t n);
+};
+
+struct Kernels {
+  const char* name;
+  KernelTable<float> single_precision;
+  KernelTable<double> double_precision;
+};
+
+}  // namespace kernelgrowth::cpu

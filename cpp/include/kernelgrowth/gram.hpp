@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "kernelgrowth/runtime.hpp"
+#include "kernelgrowth/view.hpp"
+
+namespace kernelgrowth {
+
+// The two sides of a matrix of inner products <left_i, right_j>. A symmetric Gram reads left only.
+template <class T>
+struct FactorPair {
+  FactorView<T> left;
+  FactorView<T> right;
+};
+
+// One term of the kernel,  scale * (<first> + offset) o <second>,  o the entrywise product;
+// without a second factor  scale * (<first> + offset).
+// A factor with one output is shared by all output pairs of an example pair.
+template <class T>
+struct Term {
+  FactorPair<T> first;
+  std::optional<FactorPair<T>> second;
+  T offset = 0;
+  T scale = 1;
+};
+
+struct GramOptions {
+  bool symmetric = true;       // left is right: compute the upper triangle, mirror it exactly
+  bool accumulate = false;     // add to `out` instead of overwriting it
+  std::size_t workspace = 0;   // bytes for packed factors and scratch; 0: as many as help
+  int threads = 0;             // 0: default_threads()
+  std::string isa;             // empty: active_isa()
+  Poll poll;
+};
+
+// out = (or +=) the sum of all terms. Each entry is the same sequence of operations whatever the number of
+// threads, the workspace, and the entry's place, so the bits are the same too.
+template <class T>
+void gram(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options);
+
+struct GramWorkspace {
+  std::size_t minimum;  // below this gram() throws WorkspaceTooSmall
+  std::size_t full;     // more than this is not used
+};
+
+// What gram() with the same arguments would take; `out` is not touched, its data may be null.
+template <class T>
+GramWorkspace gram_workspace(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options);
+
+}  // namespace kernelgrowth

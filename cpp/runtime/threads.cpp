@@ -1,0 +1,143 @@
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "kernelgrowth/error.hpp"
+#include "kernelgrowth/runtime.hpp"
+
+namespace kernelgrowth {
+namespace {
+
+thread_local bool inside_parallel_for = false;
+
+int allowed_cpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count > 0 ? static_cast<int>(count) : 1;
+}
+
+// One loop being run: every worker draws the next index until none is left or something was thrown.
+struct Loop {
+  index_t count;
+  const std::function<void(index_t, int)>& body;
+  std::atomic<index_t> next{0};
+  std::mutex error_mutex{};
+  std::exception_ptr error{};
+
+  void fail() {
+    const std::lock_guard lock(error_mutex);
+    if (!error) error = std::current_exception();
+    next = count;
+  }
+
+  void run(int worker, const Poll& poll) {
+    inside_parallel_for = true;
+    try {
+      for (;;) {
+        if (poll) poll();
+        const index_t i = next.fetch_add(1);
+        if (i >= count) break;
+        body(i, worker);
+      }
+    } catch (...) {
+      fail();
+    }
+    inside_parallel_for = false;
+  }
+};
+
+class Pool {
+ public:
+  // False, with nothing done, where another thread is using the pool.
+  bool try_run(Loop& loop, int threads, const Poll& poll) {
+    const std::unique_lock busy(busy_, std::try_to_lock);
+    if (!busy.owns_lock()) return false;
+    {
+      const std::lock_guard lock(mutex_);
+      while (started_ < threads - 1) start_worker();
+      loop_ = &loop;
+      helpers_ = threads - 1;
+      unfinished_ = helpers_;
+      ++generation_;
+    }
+    wake_.notify_all();
+    loop.run(0, poll);
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return unfinished_ == 0; });
+    loop_ = nullptr;
+    return true;
+  }
+
+ private:
+  // Workers are never joined: a process must be able to exit, or fork, whatever they wait for.
+  void start_worker() {
+    std::thread([this, id = ++started_, seen = generation_]() mutable {
+      std::unique_lock lock(mutex_);
+      for (;;) {
+        wake_.wait(lock, [&] { return generation_ != seen; });
+        seen = generation_;
+        if (id > helpers_) continue;
+        Loop& loop = *loop_;
+        lock.unlock();
+        loop.run(id, {});
+        lock.lock();
+        if (--unfinished_ == 0) done_.notify_one();
+      }
+    }).detach();
+  }
+
+  std::mutex busy_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Loop* loop_ = nullptr;
+  int started_ = 0, helpers_ = 0, unfinished_ = 0;
+  unsigned long generation_ = 0;
+};
+
+// Never destroyed, and replaced in a forked child, where the threads of the parent's pool do not exist.
+Pool* pool = nullptr;
+std::once_flag pool_once;
+
+Pool& shared_pool() {
+  std::call_once(pool_once, [] {
+    pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  });
+  return *pool;
+}
+
+}  // namespace
+
+int default_threads() {
+  const char* text = std::getenv("KERNELGROWTH_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return allowed_cpus();
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  if (*end != '\0' || value < 1 || value > 4096) {
+    throw InvalidArgument("KERNELGROWTH_NUM_THREADS must be an integer from 1 to 4096, got '" + std::string(text) + "'");
+  }
+  return static_cast<int>(value);
+}
+
+void parallel_for(index_t count, int threads, const std::function<void(index_t, int)>& body, const Poll& poll) {
+  Loop loop{count, body};
+  if (threads > count) threads = static_cast<int>(count);
+  const bool nested = inside_parallel_for;
+  if (nested || threads <= 1 || !shared_pool().try_run(loop, threads, poll)) {
+    loop.run(0, poll);
+    inside_parallel_for = nested;
+  }
+  if (loop.error) std::rethrow_exception(loop.error);
+}
+
+}  // namespace kernelgrowth

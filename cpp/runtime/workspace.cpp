@@ -1,0 +1,74 @@
+#include "runtime/workspace.hpp"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <utility>
+
+namespace kernelgrowth {
+namespace {
+
+constexpr std::size_t largest_kept = std::size_t{64} << 20;
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+
+struct Kept {
+  std::mutex mutex;
+  std::byte* data = nullptr;
+  std::size_t size = 0;
+};
+
+// Never destroyed: a call may still run on another thread while the process exits.
+Kept& kept() {
+  static Kept* instance = new Kept;
+  return *instance;
+}
+
+std::byte* allocate(std::size_t bytes) {
+  const std::size_t alignment = bytes >= huge_page ? huge_page : 64;
+  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  void* data = std::aligned_alloc(alignment, rounded);
+  if (data == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  if (bytes >= huge_page) madvise(data, rounded, MADV_HUGEPAGE);
+#endif
+  return static_cast<std::byte*>(data);
+}
+
+}  // namespace
+
+Workspace::Workspace(std::size_t bytes) {
+  Kept& store = kept();
+  {
+    // In a child forked in mid-call the lock may stay held for ever: never wait for it.
+    const std::unique_lock lock(store.mutex, std::try_to_lock);
+    if (lock.owns_lock() && store.size >= bytes) {
+      data_ = std::exchange(store.data, nullptr);
+      size_ = std::exchange(store.size, 0);
+    }
+  }
+  if (data_ == nullptr) {
+    data_ = allocate(bytes);
+    size_ = bytes;
+  }
+}
+
+Workspace::~Workspace() {
+  Kept& store = kept();
+  if (size_ <= largest_kept) {
+    const std::unique_lock lock(store.mutex, std::try_to_lock);
+    if (lock.owns_lock() && size_ > store.size) {
+      std::swap(data_, store.data);
+      std::swap(size_, store.size);
+    }
+  }
+  std::free(data_);
+}
+
+void* Workspace::take_bytes(std::size_t bytes) {
+  if (bytes > size_ - used_) throw std::bad_alloc();
+  return data_ + std::exchange(used_, used_ + bytes);
+}
+
+}  // namespace kernelgrowth

@@ -1,0 +1,187 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "check.hpp"
+#include "kernelgrowth/error.hpp"
+#include "kernelgrowth/gram.hpp"
+
+using namespace kernelgrowth;
+using kernelgrowth::testing::Random;
+
+namespace {
+
+// A factor with strides of its own: rows and elements apart, poison between them.
+template <class T>
+struct Matrix {
+  std::vector<T> storage;
+  FactorView<T> view;
+
+  Matrix(Random& random, index_t examples, index_t outputs, index_t length) {
+    const index_t element = random.integer(1, 2), output = length * element + random.integer(0, 3);
+    const index_t example = outputs * output + random.integer(0, 3);
+    storage.assign(static_cast<std::size_t>(examples * example), std::numeric_limits<T>::quiet_NaN());
+    view = {storage.data(), examples, outputs, length, example, output, element};
+    for (index_t n = 0; n < examples; ++n) {
+      for (index_t c = 0; c < outputs; ++c) {
+        for (index_t k = 0; k < length; ++k) {
+          storage[static_cast<std::size_t>(n * example + c * output + k * element)] = static_cast<T>(random.normal());
+        }
+      }
+    }
+  }
+};
+
+template <class T>
+double inner(const FactorView<T>& left, index_t i, const FactorView<T>& right, index_t j, index_t outputs) {
+  const index_t ci = left.outputs == 1 ? 0 : i % outputs, cj = right.outputs == 1 ? 0 : j % outputs;
+  const T* a = left.data + i / outputs * left.example_stride + ci * left.output_stride;
+  const T* b = right.data + j / outputs * right.example_stride + cj * right.output_stride;
+  double total = 0;
+  for (index_t k = 0; k < left.length; ++k) {
+    total += static_cast<double>(a[k * left.element_stride]) * static_cast<double>(b[k * right.element_stride]);
+  }
+  return total;
+}
+
+template <class T>
+std::vector<double> reference(const std::vector<Term<T>>& terms, index_t rows, index_t cols, index_t outputs, bool symmetric) {
+  std::vector<double> k(static_cast<std::size_t>(rows * cols));
+  for (index_t i = 0; i < rows; ++i) {
+    for (index_t j = 0; j < cols; ++j) {
+      double total = 0;
+      for (const auto& term : terms) {
+        const double first = inner(term.first.left, i, symmetric ? term.first.left : term.first.right, j, outputs);
+        const double second =
+            term.second ? inner(term.second->left, i, symmetric ? term.second->left : term.second->right, j, outputs) : 1.0;
+        total += static_cast<double>(term.scale) * (first + static_cast<double>(term.offset)) * second;
+      }
+      k[static_cast<std::size_t>(i * cols + j)] = total;
+    }
+  }
+  return k;
+}
+
+template <class T>
+std::vector<T> run(const std::vector<Term<T>>& terms, index_t rows, index_t cols, GramOptions options) {
+  std::vector<T> out(static_cast<std::size_t>(rows * cols), std::numeric_limits<T>::quiet_NaN());
+  gram<T>(terms, {out.data(), rows, cols, cols}, options);
+  return out;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <class T>
+void random_case(Random& random) {
+  // Sizes around the register tile, the strip and the block.
+  static const index_t sizes[] = {1, 2, 5, 15, 16, 17, 47, 48, 49, 95, 96, 97, 130, 383, 385, 400};
+  const bool symmetric = random.integer(0, 1) == 1;
+  const index_t outputs = random.integer(1, 4);
+  const index_t largest = outputs > 1 ? 12 : 15;
+  const index_t left = sizes[random.integer(0, largest)];
+  const index_t right = symmetric ? left : sizes[random.integer(0, largest)];
+  const index_t rows = left * outputs, cols = right * outputs;
+
+  std::vector<Matrix<T>> storage;
+  std::vector<Term<T>> terms;
+  storage.reserve(16);
+  auto pair = [&](index_t factor_outputs) {
+    const index_t length = random.integer(0, 9) == 0 ? random.integer(250, 600) : random.integer(1, 40);
+    const auto& a = storage.emplace_back(random, left, factor_outputs, length).view;
+    if (symmetric) return FactorPair<T>{a, {}};
+    return FactorPair<T>{a, storage.emplace_back(random, right, factor_outputs, length).view};
+  };
+  for (index_t b = random.integer(1, 3); b > 0; --b) {
+    Term<T> term;
+    if (random.integer(0, 2) == 0) {
+      term.first = pair(outputs);
+    } else {
+      term.first = pair(1);
+      term.second = pair(outputs);
+    }
+    term.offset = static_cast<T>(random.integer(0, 1));
+    term.scale = static_cast<T>(random.integer(0, 3)) / 2;
+    terms.push_back(term);
+  }
+
+  const auto exact = reference(terms, rows, cols, outputs, symmetric);
+  double size = 0;
+  for (const double value : exact) size = std::max(size, std::abs(value));
+  const double tolerance = (std::is_same_v<T, float> ? 1e-5 : 1e-12) * (size + 1);
+  for (const auto& isa : available_isas()) {
+    GramOptions options;
+    options.symmetric = symmetric;
+    options.isa = isa;
+    options.threads = 1;
+    const auto k = run(terms, rows, cols, options);
+    for (std::size_t i = 0; i < k.size(); ++i) CHECK(std::abs(static_cast<double>(k[i]) - exact[i]) <= tolerance);
+    if (symmetric) {
+      for (index_t i = 0; i < rows; ++i) {
+        for (index_t j = 0; j < i; ++j) {
+          CHECK(std::memcmp(&k[static_cast<std::size_t>(i * cols + j)], &k[static_cast<std::size_t>(j * cols + i)], sizeof(T)) == 0);
+        }
+      }
+    }
+
+    options.threads = 3;
+    CHECK(same_bits(run(terms, rows, cols, options), k));
+    options.workspace = gram_workspace<T>(terms, {nullptr, rows, cols, cols}, options).minimum;
+    CHECK(same_bits(run(terms, rows, cols, options), k));
+    options.workspace -= 1;
+    CHECK_THROWS(WorkspaceTooSmall, run(terms, rows, cols, options));
+
+    options.workspace = 0;
+    options.accumulate = true;
+    auto twice = k;
+    gram<T>(terms, {twice.data(), rows, cols, cols}, options);
+    for (std::size_t i = 0; i < k.size(); ++i) CHECK(twice[i] == 2 * k[i]);
+  }
+}
+
+// Rounding must not grow with the length of the sums: equal entries round the same way every time.
+void long_sums() {
+  const index_t length = 1 << 21;
+  const std::vector<float> values(static_cast<std::size_t>(length), 0.1f);
+  const std::vector<Term<float>> terms{{{{values.data(), 1, 1, length, length, length, 1}, {}}, {}, 0, 1}};
+  const double exact = static_cast<double>(length) * static_cast<double>(0.1f) * static_cast<double>(0.1f);
+  for (const auto& isa : available_isas()) {
+    GramOptions options;
+    options.isa = isa;
+    CHECK(std::abs(static_cast<double>(run(terms, 1, 1, options)[0]) - exact) <= 1e-5 * exact);
+  }
+}
+
+void refusals() {
+  Random random(7);
+  const Matrix<double> a(random, 6, 1, 3), d(random, 6, 2, 3), other(random, 5, 2, 3);
+  GramOptions options;
+  const std::vector<Term<double>> good{{{a.view, {}}, FactorPair<double>{d.view, {}}, 0, 1}};
+  run(good, 12, 12, options);
+  CHECK_THROWS(InvalidArgument, run<double>({}, 12, 12, options));
+  CHECK_THROWS(InvalidArgument, run(good, 13, 13, options));
+  CHECK_THROWS(InvalidArgument, run(good, 12, 10, options));
+  CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, FactorPair<double>{other.view, {}}, 0, 1}}, 12, 12, options));
+  CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, {}, 0, 1}}, 12, 12, options));
+  options.isa = "mmx";
+  CHECK_THROWS(InvalidArgument, run(good, 12, 12, options));
+  options = {};
+  options.poll = [] { throw std::runtime_error("stop"); };
+  CHECK_THROWS(std::runtime_error, run(good, 12, 12, options));
+}
+
+}  // namespace
+
+int main() {
+  Random random(2026);
+  for (int i = 0; i < 40; ++i) {
+    random_case<float>(random);
+    random_case<double>(random);
+  }
+  long_sums();
+  refusals();
+  return 0;
+}

@@ -1,0 +1,141 @@
+"""Arrays at the boundary: which library they belong to, whether they are usable, and how results go back."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernelgrowth._backend.errors import BackendError
+
+__all__ = ["FloatArray", "array_namespace", "as_array", "check_finite", "float_dtype", "is_cupy", "like", "to_numpy"]
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def is_cupy(x: Any) -> bool:
+    """Whether `x` is a CuPy array, without importing CuPy."""
+    return type(x).__module__.split(".", 1)[0] == "cupy"
+
+
+def array_namespace(*arrays: Any) -> Any:
+    """Return `numpy`, or `cupy` when the arrays live there; a mixture is refused.
+
+    Raises
+    ------
+    TypeError
+        If NumPy and CuPy arrays are mixed.
+    """
+    kinds = {is_cupy(x) for x in arrays if x is not None}
+    if kinds == {True, False}:
+        raise TypeError("arrays must all be NumPy or all be CuPy arrays, got both: move one side first")
+    return importlib.import_module("cupy") if kinds == {True} else np
+
+
+def as_array(
+    name: str,
+    x: Any,
+    *,
+    ndim: int | tuple[int, ...] | None = None,
+    dtype: npt.DTypeLike | None = None,
+    finite: bool = True,
+) -> FloatArray:
+    """Return `x` as a float32 or float64 array without a copy where possible, checked by name.
+
+    Integers and booleans become float64; float16 and long double are refused rather than cast.
+    Anything that speaks DLPack on the CPU is taken without a copy; CuPy arrays are returned as they are.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    x : array_like
+        NumPy array, CuPy array, DLPack exporter, or nested sequence of numbers.
+    ndim : int or tuple of int, optional
+        Number of dimensions wanted.
+    dtype : dtype, optional
+        Exact dtype wanted; another one is refused, never cast silently.
+    finite : bool
+        Whether non-finite values are refused.
+
+    Raises
+    ------
+    TypeError
+        If `x` is no real floating array, or of another dtype than asked.
+    ValueError
+        If the number of dimensions is wrong or a value is not finite.
+    """
+    array = x if isinstance(x, np.ndarray) or is_cupy(x) else _import_array(name, x)
+    if array.dtype.kind in "iub":
+        array = array.astype(np.float64)
+    if array.dtype not in _FLOATS or not array.dtype.isnative:
+        raise TypeError(f"{name} must be float32 or float64, got dtype {array.dtype}")
+    if dtype is not None and array.dtype != np.dtype(dtype):
+        raise TypeError(f"{name} must be {np.dtype(dtype)} like the other arrays, got {array.dtype}: convert it explicitly")
+    if ndim is not None:
+        wanted = (ndim,) if isinstance(ndim, int) else ndim
+        if array.ndim not in wanted:
+            text = " or ".join(str(n) for n in wanted)
+            raise ValueError(f"{name} must have {text} dimension(s), got shape {array.shape}")
+    if finite:
+        check_finite(name, array)
+    return array  # type: ignore[no-any-return]
+
+
+def _import_array(name: str, x: Any) -> Any:
+    if hasattr(x, "__dlpack__"):
+        if getattr(x, "requires_grad", False):
+            x = x.detach()
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, ValueError) as error:
+            raise BackendError(f"{name}: no NumPy view of this {type(x).__name__} through DLPack: {error}") from error
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a rectangular array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be an array of real numbers, got {type(x).__name__} with dtype {array.dtype}")
+    return array
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Raise `ValueError` naming the first non-finite entry of `array`, if there is one."""
+    xp = array_namespace(array)
+    # One pass that allocates nothing in the good case: a sum is finite only if every entry is (or it overflows).
+    with np.errstate(over="ignore", invalid="ignore"):
+        if bool(xp.isfinite(array.sum(dtype=np.float64))):
+            return
+    bad = xp.argwhere(~xp.isfinite(array))
+    if len(bad):
+        index = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{name} must be finite, got {float(array[index])} at index {index} ({len(bad)} such value(s))")
+
+
+def float_dtype(**arrays: Any) -> np.dtype[Any]:
+    """Return the one dtype that all named arrays share; a mixture is a `TypeError` that names both."""
+    first, reference = next(iter(arrays.items()))
+    for name, array in arrays.items():
+        if array.dtype != reference.dtype:
+            raise TypeError(f"{name} is {array.dtype} but {first} is {reference.dtype}: convert one of them explicitly")
+    return np.dtype(reference.dtype)
+
+
+def to_numpy(array: Any) -> FloatArray:
+    """Copy a CuPy array to the host; a NumPy array is returned as it is."""
+    return array.get() if is_cupy(array) else array  # type: ignore[no-any-return]
+
+
+def like(result: FloatArray, template: Any) -> Any:
+    """Return `result` as the kind of array that `template` is (NumPy, or through that library's DLPack import)."""
+    if isinstance(template, np.ndarray) or not hasattr(template, "__dlpack__"):
+        return result
+    # The array API standard asks arrays for their namespace; torch has none but follows its function names.
+    if hasattr(template, "__array_namespace__"):
+        return template.__array_namespace__().from_dlpack(result)
+    return sys.modules[type(template).__module__.split(".", 1)[0]].from_dlpack(result)

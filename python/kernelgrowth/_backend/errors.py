@@ -1,0 +1,59 @@
+"""Exceptions of the package: misuse is `ValueError` or `TypeError`, everything else is named here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "BackendError",
+    "DivergedError",
+    "MemoryLimitError",
+    "NotConvergedError",
+    "NotConvergedWarning",
+    "RunFolderError",
+]
+
+
+class MemoryLimitError(MemoryError):
+    """The smallest plan for a call does not fit its `memory_limit`; raised before any work.
+
+    Attributes
+    ----------
+    needed : int
+        Bytes that the smallest plan takes.
+    limit : int
+        Bytes that were allowed.
+    """
+
+    def __init__(self, message: str, *, needed: int, limit: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.limit = limit
+
+
+class NotConvergedError(RuntimeError):
+    """An iteration stopped before its tolerance; `partial` holds the best result so far."""
+
+    def __init__(self, message: str, *, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class NotConvergedWarning(RuntimeWarning):
+    """An iteration stopped before its tolerance and its result says so."""
+
+
+class DivergedError(RuntimeError):
+    """Training met a non-finite loss; `run` holds everything up to that step."""
+
+    def __init__(self, message: str, *, run: Any = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class RunFolderError(RuntimeError):
+    """A run folder cannot be used: taken by another run, unreadable, of another format, or not writable."""
+
+
+class BackendError(RuntimeError):
+    """The compiled part asked for is not built, not importable, or has no device to run on."""

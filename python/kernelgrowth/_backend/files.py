@@ -1,0 +1,51 @@
+"""Files that a killed process cannot leave half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+__all__ = ["atomic_save_array", "atomic_save_arrays", "atomic_writer", "atomic_write_text"]
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a binary file that replaces `path` when the block ends, and leaves `path` untouched if it fails."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 `text` to `path` all or nothing."""
+    with atomic_writer(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def atomic_save_array(path: str | os.PathLike[str], array: np.ndarray[Any, Any]) -> None:
+    """Write one array to `path` in NumPy's `.npy` format, all or nothing."""
+    with atomic_writer(path) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def atomic_save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Write named arrays to `path` in NumPy's uncompressed `.npz` format, all or nothing."""
+    # numpy.savez would append ".npz" to a path, but not to an open file.
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(value) for name, value in arrays.items()})
+    with atomic_writer(path) as stream:
+        stream.write(buffer.getbuffer())

@@ -1,0 +1,214 @@
+"""The only importer of the compiled modules: Gram matrices, kernel statistics, and what this build can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
+from kernelgrowth._backend.checks import check_integer
+from kernelgrowth._backend.errors import BackendError
+
+try:
+    from kernelgrowth import _core
+except ImportError as error:
+    raise BackendError(
+        f"the compiled module kernelgrowth._core cannot be imported ({error}); install the package with "
+        "'pip install .' instead of importing it from its source folder"
+    ) from error
+
+__all__ = ["Factor", "GramTerm", "KernelStatistics", "gram", "gram_workspace", "info", "kernel_statistics", "num_threads"]
+
+
+class Factor(NamedTuple):
+    """Vectors of one factor, shape (examples, outputs, length) on each side; `right` is None in a symmetric Gram."""
+
+    left: FloatArray
+    right: FloatArray | None = None
+
+
+class GramTerm(NamedTuple):
+    """`scale * (<first> + offset) * <second>`, or without `second` `scale * (<first> + offset)`."""
+
+    first: Factor
+    second: Factor | None = None
+    offset: float = 0.0
+    scale: float = 1.0
+
+
+def num_threads(requested: int | None = None) -> int:
+    """Threads a call will use: as requested, else KERNELGROWTH_NUM_THREADS, else the CPUs this process may run on."""
+    if requested is None:
+        return _core.default_threads()
+    return check_integer("num_threads", requested, minimum=1, maximum=4096)
+
+
+def _lower(terms: Sequence[GramTerm]) -> list[Any]:
+    return [
+        (*term.first, *(term.second or (None, None)), float(term.offset), float(term.scale)) for term in terms
+    ]
+
+
+def gram(
+    terms: Sequence[GramTerm],
+    out: FloatArray,
+    *,
+    symmetric: bool,
+    accumulate: bool = False,
+    workspace: int = 0,
+    threads: int | None = None,
+    isa: str = "",
+) -> None:
+    """Write (or add) the sum of `terms` to `out`, rows example-major.
+
+    Parameters
+    ----------
+    terms : sequence of GramTerm
+        At least one; all of one dtype. A factor with one output is shared by all output pairs.
+    out : ndarray, shape (rows, columns)
+        float32 or float64 with contiguous rows.
+    symmetric : bool
+        Read the left sides only, compute the upper triangle and mirror it exactly.
+    accumulate : bool
+        Add to `out` (whose upper triangle is read, in the symmetric case) instead of overwriting it.
+    workspace : int
+        Bytes for packed factors and scratch; 0 takes as many as help (`gram_workspace` tells).
+    threads : int, optional
+        The bits of the result do not depend on it.
+    isa : str
+        Instruction set; empty for the active one.
+    """
+    _core.gram(
+        _lower(terms),
+        out,
+        symmetric=symmetric,
+        accumulate=accumulate,
+        workspace=workspace,
+        threads=num_threads(threads),
+        isa=isa,
+    )
+
+
+def gram_workspace(
+    terms: Sequence[GramTerm], shape: tuple[int, int], *, symmetric: bool, threads: int | None = None
+) -> tuple[int, int]:
+    """Return the bytes of workspace below which `gram` refuses, and above which more is not used."""
+    return _core.gram_workspace(_lower(terms), *shape, symmetric=symmetric, threads=num_threads(threads))
+
+
+@dataclass(frozen=True)
+class KernelStatistics:
+    """Sums over a kernel K, and over another K' of its shape, all accumulated in float64.
+
+    Attributes
+    ----------
+    squared_norm : float
+        Sum of squared entries.
+    trace : float
+        NaN unless K is square.
+    row_sums, column_sums : ndarray
+        Shapes (n1,) and (n2,).
+    quadratic_forms : ndarray, shape (m,)
+        yᵀKy for each target.
+    inner_product, other_squared_norm : float
+        <K, K'> and the sum of squared entries of K'; 0 without K'.
+    other_row_sums, other_column_sums : ndarray
+        Of K'; empty without K'.
+    """
+
+    squared_norm: float
+    trace: float
+    row_sums: npt.NDArray[np.float64]
+    column_sums: npt.NDArray[np.float64]
+    quadratic_forms: npt.NDArray[np.float64]
+    inner_product: float
+    other_squared_norm: float
+    other_row_sums: npt.NDArray[np.float64]
+    other_column_sums: npt.NDArray[np.float64]
+
+
+def kernel_statistics(
+    kernel: Any,
+    targets: Any = None,
+    other: Any = None,
+    *,
+    threads: int | None = None,
+    isa: str = "",
+) -> KernelStatistics:
+    """Return what norms, alignments and their centred forms need, in one pass over the kernel.
+
+    Parameters
+    ----------
+    kernel : array_like, shape (n1, n2)
+        float32 or float64. Values are not checked to be finite: a NaN propagates.
+    targets : array_like, shape (n,) or (n, m), optional
+        Targets for a square kernel, any float dtype.
+    other : array_like, shape (n1, n2), optional
+        A second kernel of the same dtype.
+    threads : int, optional
+        The bits of the result do not depend on it.
+    isa : str
+        Instruction set; empty for the active one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype or shape is unusable.
+    """
+    k = _rows_contiguous(as_array("kernel", kernel, ndim=2, finite=False))
+    y = None
+    if targets is not None:
+        y = as_array("targets", targets, ndim=(1, 2), finite=False)
+        if k.shape[0] != k.shape[1] or y.shape[0] != k.shape[0]:
+            raise ValueError(f"targets must have one row per row of a square kernel, got {y.shape} for {k.shape}")
+        y = np.ascontiguousarray(y.reshape(k.shape[0], -1).T, dtype=np.float64)
+    k2 = None
+    if other is not None:
+        k2 = _rows_contiguous(as_array("other", other, ndim=2, dtype=k.dtype, finite=False))
+        if k2.shape != k.shape:
+            raise ValueError(f"other must have the kernel's shape {k.shape}, got {k2.shape}")
+    return KernelStatistics(**_core.statistics(k, y, k2, threads=num_threads(threads), isa=isa))
+
+
+def _rows_contiguous(matrix: FloatArray) -> FloatArray:
+    if is_cupy(matrix):
+        raise BackendError("kernel statistics of CuPy arrays need the CUDA kernels, which this build does not have")
+    usable = matrix.strides[1] == matrix.itemsize and matrix.strides[0] % matrix.itemsize == 0
+    return matrix if usable else np.ascontiguousarray(matrix)
+
+
+def info() -> dict[str, Any]:
+    """Return what the compiled modules were built with and what they found on this machine.
+
+    Returns
+    -------
+    dict
+        `isa`, `available_isas`, `threads`, and `cuda`: a dict with `built`, `architectures`, `runtime_version`,
+        `driver_version`, `devices` (a list of dicts) and `message` (CUDA's own words where there is no device).
+    """
+    return {
+        "isa": _core.active_isa(),
+        "available_isas": _core.available_isas(),
+        "threads": _core.default_threads(),
+        "cuda": _cuda_info(),
+    }
+
+
+def _cuda_info() -> dict[str, Any]:
+    try:
+        from kernelgrowth import _cuda  # noqa: PLC0415
+    except ImportError as error:
+        return {"built": False, "architectures": "", "devices": [], "message": f"not built ({error})"}
+    devices, message = _cuda.devices()
+    return {
+        "built": True,
+        "architectures": _cuda.compiled_architectures(),
+        "runtime_version": _cuda.runtime_version(),
+        "driver_version": _cuda.driver_version(),
+        "devices": devices,
+        "message": message,
+    }

@@ -1,0 +1,35 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+_Term = tuple[_Array, _Array | None, _Array | None, _Array | None, float, float]
+
+class WorkspaceTooSmall(MemoryError): ...
+
+def default_threads() -> int: ...
+def available_isas() -> list[str]: ...
+def active_isa() -> str: ...
+def gram(
+    terms: Sequence[_Term],
+    out: _Array,
+    *,
+    symmetric: bool,
+    accumulate: bool = False,
+    workspace: int = 0,
+    threads: int = 0,
+    isa: str = "",
+) -> None: ...
+def gram_workspace(
+    terms: Sequence[_Term], rows: int, cols: int, *, symmetric: bool, threads: int = 0
+) -> tuple[int, int]: ...
+def statistics(
+    kernel: _Array,
+    targets: npt.NDArray[np.float64] | None = None,
+    other: _Array | None = None,
+    *,
+    threads: int = 0,
+    isa: str = "",
+) -> dict[str, Any]: ...

@@ -1,0 +1,257 @@
+"""All gradients ∂f/∂θ of a probe set, kept in the structured form in which networks produce them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array
+from kernelgrowth._backend.checks import check_number
+
+__all__ = ["Block", "GradientFeatures", "OuterProduct", "Rows"]
+
+
+class OuterProduct:
+    """A weight's gradients as sums of outer products, `∂f_c(x_n)/∂W = sqrt(scale) Σ_t δ_nct a_ntᵀ`.
+
+    Parameters
+    ----------
+    activations : array_like, shape (N, d_in) or (N, T, d_in)
+        The layer's inputs, at T positions (convolution, sequence, or several uses of one weight).
+    backprops : array_like, shape (N, d_out), (N, C, d_out), (N, T, d_out) or (N, C, T, d_out)
+        Derivatives of the C outputs with respect to the layer's pre-activations. T is read from `activations`;
+        with T > 1 a three-dimensional array is (N, T, d_out), with T = 1 it is (N, C, d_out).
+    bias : bool
+        Whether the layer also has a bias, whose gradient is `sqrt(scale) Σ_t δ_nct`.
+    scale : float
+        Weight of the block in the kernel, at least 0: a learning rate, or a squared parameter multiplier.
+    check_finite : bool
+        Whether non-finite values are refused.
+
+    Attributes
+    ----------
+    activations : ndarray, shape (N, T, d_in)
+    backprops : ndarray, shape (N, C, T, d_out)
+    bias, scale
+        As given.
+
+    Raises
+    ------
+    TypeError
+        If an array is not float32 or float64, or the two differ in dtype or array library.
+    ValueError
+        If shapes disagree, a dimension is empty, a value is not finite, or `scale` is negative.
+    """
+
+    def __init__(
+        self, activations: Any, backprops: Any, *, bias: bool = False, scale: float = 1.0, check_finite: bool = True
+    ) -> None:
+        self.source = activations
+        a = as_array("activations", activations, ndim=(2, 3), finite=check_finite)
+        d = as_array("backprops", backprops, ndim=(2, 3, 4), dtype=a.dtype, finite=check_finite)
+        array_namespace(a, d)
+        self.activations: FloatArray = a[:, None, :] if a.ndim == 2 else a
+        self.backprops: FloatArray = _with_outputs_and_positions(d, self.activations)
+        self.bias = bool(bias)
+        self.scale = check_number("scale", scale, minimum=0.0)
+        for name, array in (("activations", self.activations), ("backprops", self.backprops)):
+            if 0 in array.shape:
+                raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return int(self.activations.shape[0])
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return int(self.backprops.shape[1])
+
+    @property
+    def num_positions(self) -> int:
+        """T."""
+        return int(self.activations.shape[1])
+
+    @property
+    def num_parameters(self) -> int:
+        """Entries of the weight, and of the bias where there is one."""
+        return int(self.backprops.shape[3]) * (int(self.activations.shape[2]) + int(self.bias))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return np.dtype(self.activations.dtype)
+
+    def __repr__(self) -> str:
+        n, t, d_in = self.activations.shape
+        return (
+            f"OuterProduct(N={n}, C={self.num_outputs}, T={t}, d_in={d_in}, d_out={self.backprops.shape[3]}, "
+            f"bias={self.bias}, scale={self.scale:g}, {self.dtype})"
+        )
+
+
+def _with_outputs_and_positions(d: FloatArray, activations: FloatArray) -> FloatArray:
+    n, t, _ = activations.shape
+    if d.shape[0] != n:
+        raise ValueError(f"backprops must have the {n} examples of activations, got shape {d.shape}")
+    if d.ndim == 4:
+        if d.shape[2] != t:
+            raise ValueError(f"backprops must be (N, C, T, d_out) with the T = {t} of activations, got shape {d.shape}")
+        return d
+    if t == 1:
+        return d[:, None, None, :] if d.ndim == 2 else d[:, :, None, :]
+    if d.ndim == 2:
+        raise ValueError(
+            f"backprops of shape {d.shape} lack positions: activations have T = {t}, so (N, T, d_out) or "
+            "(N, C, T, d_out) is wanted"
+        )
+    if d.shape[1] != t:
+        raise ValueError(
+            f"backprops of shape {d.shape} are neither (N, T, d_out) with the T = {t} of activations nor "
+            "(N, C, T, d_out): which outputs and positions they hold cannot be told"
+        )
+    return d[:, None, :, :]
+
+
+class Rows:
+    """Explicit gradient rows of any parameter, `∂f_c(x_n)/∂θ = sqrt(scale) G_nc`.
+
+    Parameters
+    ----------
+    rows : array_like, shape (N, p) or (N, C, p)
+        One gradient for each example (and output).
+    scale : float
+        Weight of the block in the kernel, at least 0.
+    check_finite : bool
+        Whether non-finite values are refused.
+
+    Attributes
+    ----------
+    rows : ndarray, shape (N, C, p)
+    scale : float
+
+    Raises
+    ------
+    TypeError
+        If the array is not float32 or float64.
+    ValueError
+        If a dimension is empty, a value is not finite, or `scale` is negative.
+    """
+
+    def __init__(self, rows: Any, *, scale: float = 1.0, check_finite: bool = True) -> None:
+        self.source = rows
+        g = as_array("rows", rows, ndim=(2, 3), finite=check_finite)
+        if 0 in g.shape:
+            raise ValueError(f"rows must not be empty, got shape {g.shape}")
+        self.rows: FloatArray = g[:, None, :] if g.ndim == 2 else g
+        self.scale = check_number("scale", scale, minimum=0.0)
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return int(self.rows.shape[0])
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return int(self.rows.shape[1])
+
+    @property
+    def num_parameters(self) -> int:
+        """Entries of the parameter, p."""
+        return int(self.rows.shape[2])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return np.dtype(self.rows.dtype)
+
+    def __repr__(self) -> str:
+        n, c, p = self.rows.shape
+        return f"Rows(N={n}, C={c}, p={p}, scale={self.scale:g}, {self.dtype})"
+
+
+Block = OuterProduct | Rows
+
+
+class GradientFeatures(Mapping[str, Block]):
+    """A named list of gradient blocks for one probe set: all of ∂f/∂θ, never expanded unless a plan says so.
+
+    Parameters
+    ----------
+    blocks : mapping of str to OuterProduct or Rows
+        At least one, all for the same N examples and C outputs, of one dtype and array library.
+    predictions : array_like, shape (N, C), optional
+        The outputs f(x) at which the gradients were taken, carried along.
+
+    Raises
+    ------
+    TypeError
+        If a block is of another kind, or dtypes or array libraries are mixed.
+    ValueError
+        If there is no block, or blocks differ in N or C; the message names the block.
+    """
+
+    def __init__(self, blocks: Mapping[str, Block], *, predictions: Any = None) -> None:
+        if not blocks:
+            raise ValueError("blocks must hold at least one block, got none")
+        first_name, first = next(iter(blocks.items()))
+        for name, block in blocks.items():
+            if not isinstance(block, OuterProduct | Rows):
+                raise TypeError(f"blocks[{name!r}] must be an OuterProduct or Rows, got {type(block).__name__}")
+            if block.dtype != first.dtype:
+                raise TypeError(
+                    f"blocks[{name!r}] is {block.dtype} but blocks[{first_name!r}] is {first.dtype}: "
+                    "convert one of them explicitly"
+                )
+            if (block.num_examples, block.num_outputs) != (first.num_examples, first.num_outputs):
+                raise ValueError(
+                    f"blocks[{name!r}] has N = {block.num_examples}, C = {block.num_outputs} but blocks[{first_name!r}] "
+                    f"has N = {first.num_examples}, C = {first.num_outputs}"
+                )
+        array_namespace(*(b.rows if isinstance(b, Rows) else b.activations for b in blocks.values()))
+        self.blocks: dict[str, Block] = dict(blocks)
+        self.predictions: FloatArray | None = None
+        if predictions is not None:
+            self.predictions = as_array("predictions", predictions, ndim=2, dtype=first.dtype, finite=False)
+            if self.predictions.shape != (first.num_examples, first.num_outputs):
+                raise ValueError(
+                    f"predictions must have shape {(first.num_examples, first.num_outputs)}, "
+                    f"got {self.predictions.shape}"
+                )
+
+    @property
+    def num_examples(self) -> int:
+        """N, the examples of the probe set."""
+        return next(iter(self.blocks.values())).num_examples
+
+    @property
+    def num_outputs(self) -> int:
+        """C, the network's outputs."""
+        return next(iter(self.blocks.values())).num_outputs
+
+    @property
+    def num_parameters(self) -> int:
+        """P, over all blocks."""
+        return sum(block.num_parameters for block in self.blocks.values())
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64, the same in every block."""
+        return next(iter(self.blocks.values())).dtype
+
+    def __getitem__(self, name: str) -> Block:
+        return self.blocks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __repr__(self) -> str:
+        lines = [f"GradientFeatures(N={self.num_examples}, C={self.num_outputs}, P={self.num_parameters}):"]
+        return "\n".join(lines + [f"  {name}: {block!r}" for name, block in self.blocks.items()])

@@ -1,0 +1,60 @@
+"""Gradient features of the library's own networks, which are known here only by what they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kernelgrowth.gradients.features import GradientFeatures, OuterProduct
+
+__all__ = ["HasGradientFactors", "from_net"]
+
+
+class _Factors(Protocol):
+    @property
+    def activations(self) -> Any: ...
+    @property
+    def backprops(self) -> Any: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def scale(self) -> float: ...
+
+
+class _NetworkFactors(Protocol):
+    @property
+    def predictions(self) -> Any: ...
+    @property
+    def blocks(self) -> Mapping[str, _Factors]: ...
+
+
+class HasGradientFactors(Protocol):
+    """A network whose every weight's gradient is a sum of outer products."""
+
+    def gradient_factors(self, params: Any, x: Any) -> Any:
+        """Return an object with `predictions` (N, C) and `blocks`, name to activations, backprops, bias, scale."""
+
+
+def from_net(net: HasGradientFactors, params: Mapping[str, Any], x: Any) -> GradientFeatures:
+    """Return the gradients of every output of `net` with respect to every parameter, at the examples `x`.
+
+    Parameters
+    ----------
+    net : object with `gradient_factors(params, x)`
+        Any network of `kernelgrowth.nets`.
+    params : mapping of str to array
+        Its parameters.
+    x : array_like, shape (N, ...)
+        Examples, of the parameters' dtype.
+
+    Returns
+    -------
+    GradientFeatures
+        One `OuterProduct` a layer, with `predictions` filled in. Costs one forward and C backward sweeps.
+    """
+    factors: _NetworkFactors = net.gradient_factors(params, x)
+    blocks = {
+        name: OuterProduct(block.activations, block.backprops, bias=block.bias, scale=block.scale)
+        for name, block in factors.blocks.items()
+    }
+    return GradientFeatures(blocks, predictions=factors.predictions)

@@ -1,0 +1,7 @@
+"""The empirical neural tangent kernel as an array, as an operator, and the plan by which it is computed."""
+
+from kernelgrowth.kernels.ntk import OUTPUTS, empirical_ntk
+from kernelgrowth.kernels.operator import NTKOperator
+from kernelgrowth.kernels.plan import BlockPlan, Plan
+
+__all__ = ["OUTPUTS", "BlockPlan", "NTKOperator", "Plan", "empirical_ntk"]
