@@ -1,0 +1,92 @@
+"""Checks of what `train` is given; every message names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype
+from kernelgrowth._backend.checks import check_number
+from kernelgrowth.nets.network import Network
+from kernelgrowth.training.callbacks import Callback
+from kernelgrowth.training.losses import Loss
+from kernelgrowth.training.progress import ProgressCall, ProgressLine
+
+__all__ = ["check_callbacks", "check_data", "check_layer_lr", "check_net", "check_params"]
+
+_CALLBACK_METHODS = ("on_start", "on_step", "on_end", "state_dict", "load_state_dict")
+
+
+def check_net(net: Any) -> Network:
+    """Return `net` if it has all that training asks of a network."""
+    if not isinstance(net, Network):
+        raise TypeError(f"net must be a network such as kernelgrowth.nets.MLP, got {type(net).__name__}")
+    return net
+
+
+def check_params(params: Any) -> dict[str, Any]:
+    """Return the parameters as contiguous arrays, checked to be finite and of a floating dtype."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a dict of arrays as from net.init, got {type(params).__name__}")
+    # The memory order decides which matrix product is called, and so the last bits: a restored array has this one.
+    return {
+        name: array_namespace(array).ascontiguousarray(as_array(f"params[{name!r}]", array))
+        for name, array in params.items()
+    }
+
+
+def check_data(data: Any, net: Network, params: Mapping[str, Any], loss: Loss) -> tuple[Any, Any]:
+    """Return inputs and prepared targets, checked against each other, the net and the loss."""
+    if hasattr(data, "x") and hasattr(data, "y"):
+        x, y = data.x, data.y
+    elif isinstance(data, Sequence) and len(data) == 2:
+        x, y = data
+    else:
+        raise TypeError(f"data must be (x, y) or an object with attributes x and y, got {type(data).__name__}")
+    x = as_array("x", x)
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"x must hold at least one example, got shape {x.shape}")
+    x = array_namespace(x).ascontiguousarray(x)
+    if params:
+        name, first = next(iter(params.items()))
+        array_namespace(x, first)
+        float_dtype(**{f"params[{name!r}]": first, "x": x})
+    # One example is enough for the net to refuse shapes and names that do not fit.
+    net.forward(params, x[:1], check_finite=False)
+    y = loss.prepare_targets(y, num_outputs=net.num_outputs, dtype=x.dtype)
+    array_namespace(x, y)
+    if len(y) != len(x):
+        raise ValueError(f"y must hold one target for each of the {len(x)} examples in x, got {len(y)}")
+    return x, array_namespace(y).ascontiguousarray(y)
+
+
+def check_layer_lr(layer_lr: Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+    """Return every layer's multiplier."""
+    given = {} if layer_lr is None else layer_lr
+    if not isinstance(given, Mapping):
+        raise TypeError(f"layer_lr must map layer names to multipliers, got {type(given).__name__}")
+    for name in given:
+        if name not in names:
+            raise ValueError(f"layer_lr must name layers of the net ({', '.join(names)}), got {name!r}")
+    return {name: check_number(f"layer_lr[{name!r}]", given.get(name, 1.0), minimum=0) for name in names}
+
+
+def check_callbacks(callbacks: Any, progress: Any) -> list[Any]:
+    """Return all callbacks as a list, the one that shows progress last."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be an iterable of callbacks, got {type(callbacks).__name__}")
+    every = list(callbacks)
+    for callback in every:
+        for method in _CALLBACK_METHODS:
+            if not callable(getattr(callback, method, None)):
+                raise TypeError(
+                    f"callbacks must have the methods of {Callback.__name__}, got {type(callback).__name__} "
+                    f"without {method}"
+                )
+    if progress is True:
+        every.append(ProgressLine())
+    elif callable(progress):
+        every.append(ProgressCall(progress))
+    elif progress is not False:
+        raise TypeError(f"progress must be True, False or a function of the state, got {progress!r}")
+    return every

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Examples differ in cost by orders of magnitude, and CI machines in speed: a deadline would only measure noise.
+settings.register_profile("kernelgrowth", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kernelgrowth")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_forced_settings():
+    """What a user's shell may force must not decide what the tests test."""
+    for name in ("KERNELGROWTH_ISA", "KERNELGROWTH_NUM_THREADS"):
+        os.environ.pop(name, None)

@@ -1,0 +1,101 @@
+"""Slow, obvious float64 NumPy: what the library's kernels are compared with. It never imports the package.
+
+A block is a dict: {"A": (N, T, d_in), "D": (N, C, T, d_out), "bias": bool, "scale": float} for a weight,
+{"G": (N, C, p), "scale": float} for explicit rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def expand(block, root_preconditioner=()):
+    """The block's Jacobian, (N, C, parameters), written out one outer product at a time."""
+    if "G" in block:
+        jacobian = np.asarray(block["G"], np.float64)
+        if root_preconditioner:
+            jacobian = jacobian * root_preconditioner[0]
+        return np.sqrt(block["scale"]) * jacobian
+    a, d = np.asarray(block["A"], np.float64), np.asarray(block["D"], np.float64)
+    n, c, positions, d_out = d.shape
+    rows = []
+    for i in range(n):
+        for j in range(c):
+            weight = sum(np.outer(d[i, j, t], a[i, t]) for t in range(positions))
+            bias = sum(d[i, j, t] for t in range(positions))
+            if root_preconditioner:
+                weight = weight * root_preconditioner[0]
+                bias = bias * root_preconditioner[1] if block["bias"] else bias
+            rows.append(np.concatenate([weight.ravel(), bias if block["bias"] else np.empty(0)]))
+    return np.sqrt(block["scale"]) * np.array(rows).reshape(n, c, -1)
+
+
+def jacobian(blocks, root_preconditioner=None):
+    """All gradients, (N, C, P)."""
+    roots = root_preconditioner or {}
+    return np.concatenate([expand(block, roots.get(name, ())) for name, block in blocks.items()], axis=-1)
+
+
+def ntk(j1, j2, outputs="full"):
+    """The kernel of two Jacobians (N, C, P) in the shape that `outputs` names."""
+    full = np.einsum("ncp,mep->nmce", j1, j2)
+    num_outputs = j1.shape[1]
+    if num_outputs == 1:
+        return full[:, :, 0, 0]
+    return {
+        "full": full,
+        "trace": np.einsum("nmcc->nm", full),
+        "mean_trace": np.einsum("nmcc->nm", full) / num_outputs,
+        "diagonal": np.einsum("nmcc->cnm", full),
+        "sum_logits": full.sum(axis=(2, 3)),
+    }[outputs]
+
+
+def as_matrix(kernel):
+    """A full kernel (N1, N2, C, C) as the matrix with example-major rows."""
+    if kernel.ndim == 2:
+        return kernel
+    n1, n2, c, _ = kernel.shape
+    return kernel.transpose(0, 2, 1, 3).reshape(n1 * c, n2 * c)
+
+
+def entry_scale(j1, j2, outputs):
+    """sqrt(K_ii K_jj) for every entry: the yardstick of the accuracy promise."""
+    num_outputs = j1.shape[1]
+    norm1, norm2 = np.sqrt(np.square(j1).sum(-1)), np.sqrt(np.square(j2).sum(-1))
+    full = np.einsum("nc,me->nmce", norm1, norm2)
+    if num_outputs == 1:
+        return full[:, :, 0, 0]
+    if outputs == "full":
+        return full
+    if outputs == "diagonal":
+        return np.einsum("nmcc->cnm", full)
+    divisor = num_outputs if outputs == "mean_trace" else 1
+    j1, j2 = (j.sum(1, keepdims=True) if outputs == "sum_logits" else j for j in (j1, j2))
+    # The sum of logits may cancel: its rounding is that of the gradients that were added up.
+    total1, total2 = (norm1.sum(-1), norm2.sum(-1)) if outputs == "sum_logits" else (
+        np.sqrt(np.square(j1).sum((1, 2))),
+        np.sqrt(np.square(j2).sum((1, 2))),
+    )
+    return np.outer(total1, total2) / divisor
+
+
+def statistics(kernel, targets=None, other=None):
+    """Sums over a kernel in float64."""
+    k = np.asarray(kernel, np.float64)
+    result = {
+        "squared_norm": np.square(k).sum(),
+        "trace": np.trace(k) if k.shape[0] == k.shape[1] else np.nan,
+        "row_sums": k.sum(1),
+        "column_sums": k.sum(0),
+    }
+    if targets is not None:
+        y = np.asarray(targets, np.float64).reshape(k.shape[0], -1)
+        result["quadratic_forms"] = np.array([column @ k @ column for column in y.T])
+    if other is not None:
+        k2 = np.asarray(other, np.float64)
+        result["inner_product"] = (k * k2).sum()
+        result["other_squared_norm"] = np.square(k2).sum()
+        result["other_row_sums"] = k2.sum(1)
+        result["other_column_sums"] = k2.sum(0)
+    return result

@@ -1,0 +1,58 @@
+"""What importing costs, which rooms may import which, and that every public name is there and documented."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import kernelgrowth as kg
+
+
+def test_import_needs_numpy_and_scipy_only():
+    code = """
+import sys
+before = set(sys.modules)
+import kernelgrowth
+from kernelgrowth import NTKOperator, empirical_ntk, eigsh, train, NTKTracker, silent_alignment, nets, optim, theory
+roots = {name.split('.')[0] for name in set(sys.modules) - before}
+print(sorted(roots & {'matplotlib', 'sklearn', 'typer', 'rich', 'jinja2', 'cupy', 'torch', 'jax', 'pandas', 'zarr'}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_rooms_import_in_one_direction(pytestconfig):
+    import importlinter.cli
+
+    assert importlinter.cli.lint_imports(config_filename=str(pytestconfig.rootpath / "pyproject.toml")) == 0
+
+
+@pytest.mark.parametrize("name", [n for n in kg.__all__ if n != "report"])
+def test_public_names_exist_and_are_documented(name):
+    value = getattr(kg, name)
+    assert name in dir(kg)
+    assert inspect.getdoc(value)
+
+
+@pytest.mark.parametrize(
+    "room", ["datasets", "diagnostics", "gradients", "kernels", "nets", "spectra", "theory", "tracking", "training"]
+)
+def test_every_public_function_of_a_room_is_documented(room):
+    module = importlib.import_module(f"kernelgrowth.{room}")
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert inspect.getdoc(value), f"{room}.{name} has no docstring"
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'kernelgrowth' has no attribute 'empirical_nkt'"):
+        _ = kg.empirical_nkt
+
+
+def test_version():
+    assert kg.__version__
