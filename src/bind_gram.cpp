@@ -23,8 +23,13 @@ FactorView<T> factor_view(const py::array& array) {
   for (int d = 0; d < 3; ++d) {
     if (array.strides(d) % item != 0) throw py::value_error("gram: a stride is no multiple of the item size");
   }
-  return {static_cast<const T*>(array.data()), array.shape(0), array.shape(1), array.shape(2),
-          array.strides(0) / item, array.strides(1) / item, array.strides(2) / item};
+  return {static_cast<const T*>(array.data()),
+          array.shape(0),
+          array.shape(1),
+          array.shape(2),
+          array.strides(0) / item,
+          array.strides(1) / item,
+          array.strides(2) / item};
 }
 
 template <class T>
@@ -88,9 +93,10 @@ std::pair<std::size_t, std::size_t> bind_workspace(const std::vector<TermArgumen
 
 void register_gram(py::module_& m) {
   using namespace py::literals;
-  m.def("gram", &bind_gram, "terms"_a, "out"_a, py::kw_only(), "symmetric"_a, "accumulate"_a = false,
-        "workspace"_a = 0, "threads"_a = 0, "isa"_a = "");
-  m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "symmetric"_a, "threads"_a = 0);
+  m.def("gram", &bind_gram, "terms"_a, "out"_a, py::kw_only(), "symmetric"_a, "accumulate"_a = false, "workspace"_a = 0,
+        "threads"_a = 0, "isa"_a = "");
+  m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "symmetric"_a,
+        "threads"_a = 0);
 }
 
 }  // namespace kernelgrowth::python

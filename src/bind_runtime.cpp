@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.hpp"
+#include "kernelgrowth/peak.hpp"
 
 namespace kernelgrowth::python {
 
@@ -8,6 +9,13 @@ void register_runtime(py::module_& m) {
   m.def("default_threads", &default_threads);
   m.def("available_isas", &available_isas);
   m.def("active_isa", &active_isa);
+  m.def(
+      "multiply_add_peak",
+      [](bool double_precision, int threads, const std::string& isa) {
+        const py::gil_scoped_release release;
+        return double_precision ? multiply_add_peak<double>(threads, isa) : multiply_add_peak<float>(threads, isa);
+      },
+      py::kw_only(), py::arg("double_precision") = false, py::arg("threads") = 0, py::arg("isa") = "");
 }
 
 }  // namespace kernelgrowth::python

@@ -11,14 +11,17 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.def("compiled_architectures", &cuda::compiled_architectures);
   m.def("runtime_version", &cuda::runtime_version);
   m.def("driver_version", &cuda::driver_version);
-  m.def("devices", [] {
-    std::string problem;
-    py::list list;
-    for (const auto& device : cuda::devices(problem)) {
-      list.append(py::dict("name"_a = device.name, "compute_capability"_a = device.compute_capability,
-                           "memory_bytes"_a = device.memory_bytes, "runs_this_build"_a = device.runs_this_build,
-                           "problem"_a = device.problem));
-    }
-    return py::make_tuple(list, problem);
-  }, "The devices CUDA sees, and CUDA's own words where it sees none.");
+  m.def(
+      "devices",
+      [] {
+        std::string problem;
+        py::list list;
+        for (const auto& device : cuda::devices(problem)) {
+          list.append(py::dict("name"_a = device.name, "compute_capability"_a = device.compute_capability,
+                               "memory_bytes"_a = device.memory_bytes, "runs_this_build"_a = device.runs_this_build,
+                               "problem"_a = device.problem));
+        }
+        return py::make_tuple(list, problem);
+      },
+      "The devices CUDA sees, and CUDA's own words where it sees none.");
 }

@@ -17,7 +17,7 @@ def expand(block, root_preconditioner=()):
             jacobian = jacobian * root_preconditioner[0]
         return np.sqrt(block["scale"]) * jacobian
     a, d = np.asarray(block["A"], np.float64), np.asarray(block["D"], np.float64)
-    n, c, positions, d_out = d.shape
+    n, c, positions, _ = d.shape
     rows = []
     for i in range(n):
         for j in range(c):
@@ -73,9 +73,13 @@ def entry_scale(j1, j2, outputs):
     divisor = num_outputs if outputs == "mean_trace" else 1
     j1, j2 = (j.sum(1, keepdims=True) if outputs == "sum_logits" else j for j in (j1, j2))
     # The sum of logits may cancel: its rounding is that of the gradients that were added up.
-    total1, total2 = (norm1.sum(-1), norm2.sum(-1)) if outputs == "sum_logits" else (
-        np.sqrt(np.square(j1).sum((1, 2))),
-        np.sqrt(np.square(j2).sum((1, 2))),
+    total1, total2 = (
+        (norm1.sum(-1), norm2.sum(-1))
+        if outputs == "sum_logits"
+        else (
+            np.sqrt(np.square(j1).sum((1, 2))),
+            np.sqrt(np.square(j2).sum((1, 2))),
+        )
     )
     return np.outer(total1, total2) / divisor
 

@@ -131,9 +131,14 @@ class TestFiles:
     def test_replace_all_or_nothing(self, tmp_path):
         path = tmp_path / "a.txt"
         files.atomic_write_text(path, "first")
-        with pytest.raises(RuntimeError), files.atomic_writer(path) as stream:
-            stream.write(b"sec")
-            raise RuntimeError
+
+        def interrupted():
+            with files.atomic_writer(path) as stream:
+                stream.write(b"sec")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert path.read_text() == "first"
         assert list(tmp_path.iterdir()) == [path]
 

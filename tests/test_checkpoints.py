@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kernelgrowth import nets
 from kernelgrowth._backend.errors import DivergedError, RunFolderError
 from kernelgrowth.training import Callback, Run, TrainingState, checkpoints, optim, train

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelgrowth.datasets import cifar10
 from kernelgrowth.datasets.plain_pickle import load_plain_pickle
 

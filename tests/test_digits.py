@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelgrowth.datasets import Whitening, digits
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")

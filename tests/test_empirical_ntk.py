@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from strategies import OUTPUTS, cases, modes
 
+import reference
 from kernelgrowth import MemoryLimitError
 from kernelgrowth._backend import native
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import empirical_ntk
+from strategies import OUTPUTS, cases, modes
 
 PROMISE = {np.float32: 1e-5, np.float64: 1e-12}
 
@@ -132,9 +132,7 @@ def test_scaling_by_powers_of_two_is_exact(case, outputs, exponent):
             {
                 name: Rows(block.rows * factor, scale=block.scale)
                 if isinstance(block, Rows)
-                else OuterProduct(
-                    block.activations, block.backprops * factor, bias=block.bias, scale=block.scale
-                )
+                else OuterProduct(block.activations, block.backprops * factor, bias=block.bias, scale=block.scale)
                 for name, block in features.items()
             }
         )
@@ -253,7 +251,11 @@ class TestRefusals:
             (random_features(rng, c=3), ValueError, "feats2 must have the C = 2 outputs"),
             (random_features(rng, dtype=np.float32), TypeError, "feats2 is float32 but feats is float64"),
             (random_features(rng, scale=2.0), ValueError, r"feats2\['dense'\] is .* another parameter"),
-            (GradientFeatures({"dense": Rows(rng.normal(size=(3, 2, 4)))}), ValueError, "must have the blocks of feats"),
+            (
+                GradientFeatures({"dense": Rows(rng.normal(size=(3, 2, 4)))}),
+                ValueError,
+                "must have the blocks of feats",
+            ),
         ],
     )
     def test_other_parameters(self, other, error, match):
@@ -306,7 +308,11 @@ class TestRefusals:
             (lambda eta: eta.update(norm=-np.ones(7)), ValueError, r"preconditioner\['norm'\] must not be negative"),
             (lambda eta: eta.update(norm=np.full(7, np.nan)), ValueError, r"preconditioner\['norm'\] must be finite"),
             (lambda eta: eta.update(dense=np.ones((4, 5))), ValueError, r"shape \(4, 5\) and \(4,\)"),
-            (lambda eta: eta.update(norm=np.ones(7, np.float32)), TypeError, r"preconditioner\['norm'\] must be float64"),
+            (
+                lambda eta: eta.update(norm=np.ones(7, np.float32)),
+                TypeError,
+                r"preconditioner\['norm'\] must be float64",
+            ),
         ],
     )
     def test_preconditioner(self, change, error, match):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import cases
 
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows, from_net
 from kernelgrowth.nets import MLP
+from strategies import cases
 
 ones = np.ones
 

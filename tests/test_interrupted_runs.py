@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kernelgrowth import nets
 from kernelgrowth.training import Callback, Run, TrainingState, checkpoints, optim, train
 

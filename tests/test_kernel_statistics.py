@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from kernelgrowth._backend import native
 
 FIELDS = (
@@ -41,7 +41,9 @@ def test_equals_the_reference(drawn, isa):
     kernel, targets, other = drawn
     result = native.kernel_statistics(kernel, targets, other, isa=isa)
     expected = reference.statistics(kernel, targets, other)
-    size = np.linalg.norm(kernel.astype(np.float64)) + (0 if other is None else np.linalg.norm(other.astype(np.float64)))
+    size = np.linalg.norm(kernel.astype(np.float64)) + (
+        0 if other is None else np.linalg.norm(other.astype(np.float64))
+    )
     weight = 1 if targets is None else np.square(targets).sum()
     for name, value in expected.items():
         got = getattr(result, name)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.special import erf
+
 from kernelgrowth import nets
 from kernelgrowth._backend.errors import BackendError
 from kernelgrowth.training.losses import LOSSES
-from scipy.special import erf
 
 ACTIVATIONS = ["linear", "relu", "tanh", "erf"]
 PARAMETERIZATIONS = ["standard", "ntk", "mup"]

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import scipy.sparse.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import cases
 
+import reference
 from kernelgrowth import MemoryLimitError
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator, empirical_ntk
+from strategies import cases
 
 PROMISE = {np.float32: 1e-5, np.float64: 1e-12}
 matrix_modes = st.sampled_from(["full", "trace", "mean_trace", "sum_logits"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelgrowth.training import optim
 
 seeds = st.integers(0, 2**32 - 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,19 @@ def test_rooms_import_in_one_direction(pytestconfig):
     import importlinter.cli
 
     assert importlinter.cli.lint_imports(config_filename=str(pytestconfig.rootpath / "pyproject.toml")) == 0
+
+
+def test_only_the_backend_imports_the_compiled_modules():
+    # The import contract cannot say this: to its tool a compiled module does not exist.
+    root = Path(kg.__file__).parent
+    importers = {
+        path.relative_to(root).parts[0]
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and {"_core", "_cuda"} & {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+    }
+    assert importers == {"_backend"}
 
 
 @pytest.mark.parametrize("name", [n for n in kg.__all__ if n != "report"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelgrowth.datasets import Dataset, gaussian_teacher
 
 SEEDS = st.integers(0, 2**32 - 1)

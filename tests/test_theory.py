@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernelgrowth.theory import deep_linear, final_kernel, final_kernel_multi, max_alignment, two_layer
 from scipy.integrate import quad
 from scipy.special import hyp2f1
+
+from kernelgrowth.theory import deep_linear, final_kernel, final_kernel_multi, max_alignment, two_layer
 
 RATES = st.floats(0.1, 10.0)
 DEPTHS = st.integers(1, 6)

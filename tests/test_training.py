@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelgrowth import nets
 from kernelgrowth._backend.errors import DivergedError
 from kernelgrowth.training import Callback, TrainingState, optim, train

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kernelgrowth.datasets import Whitening, partial_whiten, whiten
 
 SHAPES = st.tuples(st.integers(1, 24), st.integers(1, 24))

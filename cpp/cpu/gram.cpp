@@ -54,8 +54,9 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
       throw InvalidArgument(std::string("gram: a ") + side + " factor is empty");
     }
     if (rows % f.examples != 0 || (f.outputs != 1 && f.rows() != rows)) {
-      throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) + " examples and " +
-                            std::to_string(f.outputs) + " outputs does not fit " + std::to_string(rows) + " rows");
+      throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) +
+                            " examples and " + std::to_string(f.outputs) + " outputs does not fit " +
+                            std::to_string(rows) + " rows");
     }
     outputs = std::max(outputs, rows / f.examples);
   };
@@ -84,7 +85,10 @@ template <class T>
 class Gram {
  public:
   Gram(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options)
-      : terms_(terms), out_(out), options_(options), kernels_(kernel_table<T>(options.isa)),
+      : terms_(terms),
+        out_(out),
+        options_(options),
+        kernels_(kernel_table<T>(options.isa)),
         threads_(options.threads > 0 ? options.threads : default_threads()) {
     validate(terms, out, options.symmetric, outputs_);
     const index_t largest = std::max(out.rows, out.cols) / outputs_;
@@ -173,10 +177,13 @@ class Gram {
     const PackedLayout l = layout(factor);
     const Packed<T> packed{l, memory.take<T>(static_cast<std::size_t>(blocks.size() * l.elements_per_block()))};
     const index_t per_block = l.panels_per_block();
-    parallel_for(blocks.size() * per_block, threads_, [&](index_t i, int) {
-      pack_panel(kernels_, factor, l, (blocks.begin + i / per_block) * block_examples_, i % per_block,
-                 packed.data + i * l.panel * l.length);
-    }, options_.poll);
+    parallel_for(
+        blocks.size() * per_block, threads_,
+        [&](index_t i, int) {
+          pack_panel(kernels_, factor, l, (blocks.begin + i / per_block) * block_examples_, i % per_block,
+                     packed.data + i * l.panel * l.length);
+        },
+        options_.poll);
     return packed;
   }
 
@@ -200,19 +207,24 @@ class Gram {
     for (index_t i = rows.begin; i < rows.end; ++i) {
       const index_t height = std::min(block_rows_, out_.rows - i * block_rows_);
       for (index_t j = options_.symmetric ? std::max(i, cols.begin) : cols.begin; j < cols.end; ++j) {
-        for (index_t r = 0; r < height; r += strip_rows_) strips.push_back({i, j, r, std::min(r + strip_rows_, height)});
+        for (index_t r = 0; r < height; r += strip_rows_)
+          strips.push_back({i, j, r, std::min(r + strip_rows_, height)});
       }
     }
-    parallel_for(static_cast<index_t>(strips.size()), threads_, [&](index_t s, int worker) {
-      const Strip& strip = strips[static_cast<std::size_t>(s)];
-      T* scratch = scratch_[static_cast<std::size_t>(worker)];
-      const Range strip_range{strip.begin, strip.end};
-      const index_t width = std::min(block_rows_, out_.cols - strip.col_block * block_rows_);
-      const bool diagonal = options_.symmetric && strip.row_block == strip.col_block;
-      const Range columns{diagonal ? round_down(strip.begin, panel()) : 0, width};
-      sum_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip_range, columns, scratch);
-      write(strip.row_block * block_rows_, strip.col_block * block_rows_, strip_range, columns, diagonal, scratch);
-    }, options_.poll);
+    parallel_for(
+        static_cast<index_t>(strips.size()), threads_,
+        [&](index_t s, int worker) {
+          const Strip& strip = strips[static_cast<std::size_t>(s)];
+          T* scratch = scratch_[static_cast<std::size_t>(worker)];
+          const Range strip_range{strip.begin, strip.end};
+          const index_t width = std::min(block_rows_, out_.cols - strip.col_block * block_rows_);
+          const bool diagonal = options_.symmetric && strip.row_block == strip.col_block;
+          const Range columns{diagonal ? round_down(strip.begin, panel()) : 0, width};
+          sum_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip_range, columns,
+                    scratch);
+          write(strip.row_block * block_rows_, strip.col_block * block_rows_, strip_range, columns, diagonal, scratch);
+        },
+        options_.poll);
   }
 
   void sum_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, Range rows, Range cols,

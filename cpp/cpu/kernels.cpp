@@ -195,8 +195,30 @@ double dot(const T* row, const double* y, std::size_t n) {
 }
 
 template <class T>
+double multiply_add(std::size_t iterations, T* sink) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  constexpr std::size_t chains = Tile<T>::rows * Tile<T>::vectors;
+  Vector sum[chains] = {}, factor = {}, summand = {};
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    factor[i] = sink[0];
+    summand[i] = sink[1];
+  }
+  // Chains that started alike would be the same chain to the compiler.
+  for (std::size_t i = 0; i < chains; ++i) sum[i] += static_cast<T>(i);
+  for (std::size_t k = 0; k < iterations; ++k) {
+#pragma GCC unroll 32
+    for (std::size_t i = 0; i < chains; ++i) sum[i] = sum[i] * factor + summand;
+  }
+  for (std::size_t i = 0; i < chains; ++i) {
+    for (std::size_t j = 0; j < lanes<T>; ++j) sink[0] += sum[i][j];
+  }
+  return 2.0 * static_cast<double>(iterations) * static_cast<double>(chains * lanes<T>);
+}
+
+template <class T>
 constexpr KernelTable<T> table() {
-  return {Tile<T>::panel, Tile<T>::rows, pack<T>, inner_products<T>, add_term<T>, add_hadamard<T>, row_sums<T>, dot<T>};
+  return {Tile<T>::panel, Tile<T>::rows, pack<T>, inner_products<T>, add_term<T>, add_hadamard<T>, row_sums<T>, dot<T>,
+          multiply_add<T>};
 }
 
 }  // namespace

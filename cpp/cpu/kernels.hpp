@@ -28,6 +28,8 @@ struct KernelTable {
   // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
   RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
   double (*dot)(const T* row, const double* y, std::size_t n);
+  // Multiplies and adds in as many independent chains as a register tile holds; returns the operations done.
+  double (*multiply_add)(std::size_t iterations, T* sink);
 };
 
 struct Kernels {

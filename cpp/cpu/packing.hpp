@@ -7,9 +7,15 @@
 
 namespace kernelgrowth::cpu {
 
-inline index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
-inline index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
-inline index_t round_down(index_t a, index_t b) { return a / b * b; }
+inline index_t ceil_div(index_t a, index_t b) {
+  return (a + b - 1) / b;
+}
+inline index_t round_up(index_t a, index_t b) {
+  return ceil_div(a, b) * b;
+}
+inline index_t round_down(index_t a, index_t b) {
+  return a / b * b;
+}
 
 // Where the rows of a factor lie once packed: blocks of whole examples, each padded to whole panels.
 // Rows and columns of a tile read the same packing, since a panel's width is a multiple of the register tile's rows.

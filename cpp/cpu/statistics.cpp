@@ -51,28 +51,31 @@ Statistics statistics(MatrixView<const T> kernel, MatrixView<const double> targe
     std::vector<double> columns, other_columns, forms;
   };
   std::vector<Part> parts(static_cast<std::size_t>(chunks));
-  parallel_for(chunks, options.threads > 0 ? options.threads : default_threads(), [&](index_t chunk, int) {
-    Part& part = parts[static_cast<std::size_t>(chunk)];
-    part.columns.resize(cols);
-    if (two) part.other_columns.resize(cols);
-    part.forms.resize(result.quadratic_forms.size());
-    for (index_t i = chunk * chunk_rows; i < std::min((chunk + 1) * chunk_rows, kernel.rows); ++i) {
-      const auto sums = table.row_sums(kernel.row(i), two ? other.row(i) : nullptr, cols, part.columns.data(),
-                                       two ? part.other_columns.data() : nullptr);
-      const std::size_t row = static_cast<std::size_t>(i);
-      result.row_sums[row] = sums.sum;
-      part.squares += sums.squares;
-      if (two) {
-        result.other_row_sums[row] = sums.other_sum;
-        part.other_squares += sums.other_squares;
-        part.inner += sums.inner_product;
-      }
-      for (index_t t = 0; t < targets.rows; ++t) {
-        const double* y = targets.row(t);
-        part.forms[static_cast<std::size_t>(t)] += y[i] * table.dot(kernel.row(i), y, cols);
-      }
-    }
-  }, options.poll);
+  parallel_for(
+      chunks, options.threads > 0 ? options.threads : default_threads(),
+      [&](index_t chunk, int) {
+        Part& part = parts[static_cast<std::size_t>(chunk)];
+        part.columns.resize(cols);
+        if (two) part.other_columns.resize(cols);
+        part.forms.resize(result.quadratic_forms.size());
+        for (index_t i = chunk * chunk_rows; i < std::min((chunk + 1) * chunk_rows, kernel.rows); ++i) {
+          const auto sums = table.row_sums(kernel.row(i), two ? other.row(i) : nullptr, cols, part.columns.data(),
+                                           two ? part.other_columns.data() : nullptr);
+          const std::size_t row = static_cast<std::size_t>(i);
+          result.row_sums[row] = sums.sum;
+          part.squares += sums.squares;
+          if (two) {
+            result.other_row_sums[row] = sums.other_sum;
+            part.other_squares += sums.other_squares;
+            part.inner += sums.inner_product;
+          }
+          for (index_t t = 0; t < targets.rows; ++t) {
+            const double* y = targets.row(t);
+            part.forms[static_cast<std::size_t>(t)] += y[i] * table.dot(kernel.row(i), y, cols);
+          }
+        }
+      },
+      options.poll);
 
   for (const Part& part : parts) {
     result.squared_norm += part.squares;

@@ -7,7 +7,9 @@ namespace {
 
 constexpr int answer = 4211;
 
-__global__ void probe(int* value) { *value = answer; }
+__global__ void probe(int* value) {
+  *value = answer;
+}
 
 // Launches a kernel of this build, which fails where the build holds no code for the device.
 cudaError_t launch_probe(int device) {
@@ -26,7 +28,9 @@ cudaError_t launch_probe(int device) {
 
 }  // namespace
 
-std::string compiled_architectures() { return KG_CUDA_ARCHITECTURES; }
+std::string compiled_architectures() {
+  return KG_CUDA_ARCHITECTURES;
+}
 
 int runtime_version() {
   int version = 0;

@@ -124,7 +124,8 @@ int default_threads() {
   char* end = nullptr;
   const long value = std::strtol(text, &end, 10);
   if (*end != '\0' || value < 1 || value > 4096) {
-    throw InvalidArgument("KERNELGROWTH_NUM_THREADS must be an integer from 1 to 4096, got '" + std::string(text) + "'");
+    throw InvalidArgument("KERNELGROWTH_NUM_THREADS must be an integer from 1 to 4096, got '" + std::string(text) +
+                          "'");
   }
   return static_cast<int>(value);
 }

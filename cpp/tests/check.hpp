@@ -8,27 +8,27 @@
 #include "kernelgrowth/view.hpp"
 
 // Ends the test with the place and the expression where the condition does not hold.
-#define CHECK(condition)                                                           \
-  do {                                                                             \
-    if (!(condition)) {                                                            \
+#define CHECK(condition)                                                             \
+  do {                                                                               \
+    if (!(condition)) {                                                              \
       std::fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                \
-    }                                                                              \
+      std::exit(1);                                                                  \
+    }                                                                                \
   } while (false)
 
 // Ends the test unless the statement throws that exception.
-#define CHECK_THROWS(exception, statement)                                                       \
-  do {                                                                                           \
-    bool thrown = false;                                                                         \
-    try {                                                                                        \
-      statement;                                                                                 \
-    } catch (const exception&) {                                                                 \
-      thrown = true;                                                                             \
-    }                                                                                            \
-    if (!thrown) {                                                                               \
+#define CHECK_THROWS(exception, statement)                                                         \
+  do {                                                                                             \
+    bool thrown = false;                                                                           \
+    try {                                                                                          \
+      statement;                                                                                   \
+    } catch (const exception&) {                                                                   \
+      thrown = true;                                                                               \
+    }                                                                                              \
+    if (!thrown) {                                                                                 \
       std::fprintf(stderr, "%s:%d: no %s from: %s\n", __FILE__, __LINE__, #exception, #statement); \
-      std::exit(1);                                                                              \
-    }                                                                                            \
+      std::exit(1);                                                                                \
+    }                                                                                              \
   } while (false)
 
 namespace kernelgrowth::testing {

@@ -46,7 +46,8 @@ double inner(const FactorView<T>& left, index_t i, const FactorView<T>& right, i
 }
 
 template <class T>
-std::vector<double> reference(const std::vector<Term<T>>& terms, index_t rows, index_t cols, index_t outputs, bool symmetric) {
+std::vector<double> reference(const std::vector<Term<T>>& terms, index_t rows, index_t cols, index_t outputs,
+                              bool symmetric) {
   std::vector<double> k(static_cast<std::size_t>(rows * cols));
   for (index_t i = 0; i < rows; ++i) {
     for (index_t j = 0; j < cols; ++j) {
@@ -54,7 +55,8 @@ std::vector<double> reference(const std::vector<Term<T>>& terms, index_t rows, i
       for (const auto& term : terms) {
         const double first = inner(term.first.left, i, symmetric ? term.first.left : term.first.right, j, outputs);
         const double second =
-            term.second ? inner(term.second->left, i, symmetric ? term.second->left : term.second->right, j, outputs) : 1.0;
+            term.second ? inner(term.second->left, i, symmetric ? term.second->left : term.second->right, j, outputs)
+                        : 1.0;
         total += static_cast<double>(term.scale) * (first + static_cast<double>(term.offset)) * second;
       }
       k[static_cast<std::size_t>(i * cols + j)] = total;
@@ -122,7 +124,8 @@ void random_case(Random& random) {
     if (symmetric) {
       for (index_t i = 0; i < rows; ++i) {
         for (index_t j = 0; j < i; ++j) {
-          CHECK(std::memcmp(&k[static_cast<std::size_t>(i * cols + j)], &k[static_cast<std::size_t>(j * cols + i)], sizeof(T)) == 0);
+          CHECK(std::memcmp(&k[static_cast<std::size_t>(i * cols + j)], &k[static_cast<std::size_t>(j * cols + i)],
+                            sizeof(T)) == 0);
         }
       }
     }
@@ -164,7 +167,8 @@ void refusals() {
   CHECK_THROWS(InvalidArgument, run<double>({}, 12, 12, options));
   CHECK_THROWS(InvalidArgument, run(good, 13, 13, options));
   CHECK_THROWS(InvalidArgument, run(good, 12, 10, options));
-  CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, FactorPair<double>{other.view, {}}, 0, 1}}, 12, 12, options));
+  CHECK_THROWS(InvalidArgument,
+               run<double>({{{a.view, {}}, FactorPair<double>{other.view, {}}, 0, 1}}, 12, 12, options));
   CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, {}, 0, 1}}, 12, 12, options));
   options.isa = "mmx";
   CHECK_THROWS(InvalidArgument, run(good, 12, 12, options));

@@ -9,7 +9,9 @@ using kernelgrowth::testing::Random;
 
 namespace {
 
-bool close(double a, double b) { return std::abs(a - b) <= 1e-11 * (1 + std::abs(b)); }
+bool close(double a, double b) {
+  return std::abs(a - b) <= 1e-11 * (1 + std::abs(b));
+}
 
 template <class T>
 void random_case(Random& random) {
@@ -31,16 +33,20 @@ void random_case(Random& random) {
       column_sums[static_cast<std::size_t>(j)] += value;
       if (i == j) trace += value;
       for (index_t t = 0; t < targets; ++t) {
-        forms[static_cast<std::size_t>(t)] += y[static_cast<std::size_t>(t * rows + i)] * value * y[static_cast<std::size_t>(t * rows + j)];
+        forms[static_cast<std::size_t>(t)] +=
+            y[static_cast<std::size_t>(t * rows + i)] * value * y[static_cast<std::size_t>(t * rows + j)];
       }
     }
   }
   for (const auto& isa : available_isas()) {
     StatisticsOptions options{1, isa, {}};
-    const auto one = statistics<T>({k.data(), rows, cols, cols}, {y.data(), targets, rows, rows}, {other.data(), rows, cols, cols}, options);
+    const auto one = statistics<T>({k.data(), rows, cols, cols}, {y.data(), targets, rows, rows},
+                                   {other.data(), rows, cols, cols}, options);
     options.threads = 3;
-    const auto three = statistics<T>({k.data(), rows, cols, cols}, {y.data(), targets, rows, rows}, {other.data(), rows, cols, cols}, options);
-    CHECK(close(one.squared_norm, squares) && close(one.inner_product, inner) && close(one.other_squared_norm, other_squares));
+    const auto three = statistics<T>({k.data(), rows, cols, cols}, {y.data(), targets, rows, rows},
+                                     {other.data(), rows, cols, cols}, options);
+    CHECK(close(one.squared_norm, squares) && close(one.inner_product, inner) &&
+          close(one.other_squared_norm, other_squares));
     CHECK(rows == cols ? close(one.trace, trace) : std::isnan(one.trace));
     for (std::size_t i = 0; i < row_sums.size(); ++i) CHECK(close(one.row_sums[i], row_sums[i]));
     for (std::size_t j = 0; j < column_sums.size(); ++j) CHECK(close(one.column_sums[j], column_sums[j]));

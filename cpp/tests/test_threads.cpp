@@ -37,10 +37,12 @@ void every_index_once() {
 
 void nested_and_concurrent_calls() {
   std::atomic<index_t> total{0};
-  parallel_for(8, 4, [&](index_t, int) { parallel_for(10, 4, [&](index_t, int worker) {
-    CHECK(worker == 0);
-    ++total;
-  }); });
+  parallel_for(8, 4, [&](index_t, int) {
+    parallel_for(10, 4, [&](index_t, int worker) {
+      CHECK(worker == 0);
+      ++total;
+    });
+  });
   CHECK(total == 80);
   std::vector<std::thread> callers;
   for (int i = 0; i < 4; ++i) {
@@ -54,9 +56,10 @@ void nested_and_concurrent_calls() {
 void errors_reach_the_caller() {
   for (const int threads : {1, 4}) {
     CHECK_THROWS(std::domain_error, parallel_for(100, threads, [](index_t i, int) {
-      if (i == 50) throw std::domain_error("body");
-    }));
-    CHECK_THROWS(std::range_error, parallel_for(100, threads, [](index_t, int) {}, [] { throw std::range_error("poll"); }));
+                   if (i == 50) throw std::domain_error("body");
+                 }));
+    CHECK_THROWS(std::range_error,
+                 parallel_for(100, threads, [](index_t, int) {}, [] { throw std::range_error("poll"); }));
     CHECK(covered(100, threads) == 100);
   }
 }

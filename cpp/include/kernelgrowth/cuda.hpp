@@ -10,8 +10,8 @@ struct Device {
   std::string name;
   std::string compute_capability;
   std::size_t memory_bytes;
-  bool runs_this_build;   // a kernel of this build was launched on it and answered
-  std::string problem;    // why not
+  bool runs_this_build;  // a kernel of this build was launched on it and answered
+  std::string problem;   // why not
 };
 
 // Architectures this build holds code for, as CMake names them.

@@ -29,11 +29,11 @@ struct Term {
 };
 
 struct GramOptions {
-  bool symmetric = true;       // left is right: compute the upper triangle, mirror it exactly
-  bool accumulate = false;     // add to `out` instead of overwriting it
-  std::size_t workspace = 0;   // bytes for packed factors and scratch; 0: as many as help
-  int threads = 0;             // 0: default_threads()
-  std::string isa;             // empty: active_isa()
+  bool symmetric = true;      // left is right: compute the upper triangle, mirror it exactly
+  bool accumulate = false;    // add to `out` instead of overwriting it
+  std::size_t workspace = 0;  // bytes for packed factors and scratch; 0: as many as help
+  int threads = 0;            // 0: default_threads()
+  std::string isa;            // empty: active_isa()
   Poll poll;
 };
 

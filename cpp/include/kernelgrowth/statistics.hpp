@@ -10,12 +10,12 @@ namespace kernelgrowth {
 
 // Everything that norms, alignments and their centred forms need, from one reading of K (and of K').
 struct Statistics {
-  double squared_norm = 0;                // sum of K_ij^2
-  double trace = 0;                       // NaN unless K is square
+  double squared_norm = 0;  // sum of K_ij^2
+  double trace = 0;         // NaN unless K is square
   std::vector<double> row_sums;
   std::vector<double> column_sums;
-  std::vector<double> quadratic_forms;    // y^T K y of each target
-  double inner_product = 0;               // <K, K'>
+  std::vector<double> quadratic_forms;  // y^T K y of each target
+  double inner_product = 0;             // <K, K'>
   double other_squared_norm = 0;
   std::vector<double> other_row_sums;
   std::vector<double> other_column_sums;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,18 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.errors import BackendError
 
-__all__ = ["FloatArray", "array_namespace", "as_array", "check_finite", "float_dtype", "is_cupy", "like", "to_numpy"]
+__all__ = [
+    "FloatArray",
+    "array_namespace",
+    "as_array",
+    "check_finite",
+    "float_dtype",
+    "is_cupy",
+    "like",
+    "special_functions",
+    "to_cuda",
+    "to_numpy",
+]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -76,7 +88,9 @@ def as_array(
     if array.dtype not in _FLOATS or not array.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64, got dtype {array.dtype}")
     if dtype is not None and array.dtype != np.dtype(dtype):
-        raise TypeError(f"{name} must be {np.dtype(dtype)} like the other arrays, got {array.dtype}: convert it explicitly")
+        raise TypeError(
+            f"{name} must be {np.dtype(dtype)} like the other arrays, got {array.dtype}: convert it explicitly"
+        )
     if ndim is not None:
         wanted = (ndim,) if isinstance(ndim, int) else ndim
         if array.ndim not in wanted:
@@ -114,7 +128,8 @@ def check_finite(name: str, array: Any) -> None:
     bad = xp.argwhere(~xp.isfinite(array))
     if len(bad):
         index = tuple(int(i) for i in bad[0])
-        raise ValueError(f"{name} must be finite, got {float(array[index])} at index {index} ({len(bad)} such value(s))")
+        value = float(array[index])
+        raise ValueError(f"{name} must be finite, got {value} at index {index} ({len(bad)} such value(s))")
 
 
 def float_dtype(**arrays: Any) -> np.dtype[Any]:
@@ -123,7 +138,8 @@ def float_dtype(**arrays: Any) -> np.dtype[Any]:
     for name, array in arrays.items():
         if array.dtype != reference.dtype:
             raise TypeError(f"{name} is {array.dtype} but {first} is {reference.dtype}: convert one of them explicitly")
-    return np.dtype(reference.dtype)
+    dtype: np.dtype[Any] = np.dtype(reference.dtype)
+    return dtype
 
 
 def to_numpy(array: Any) -> FloatArray:
@@ -131,10 +147,34 @@ def to_numpy(array: Any) -> FloatArray:
     return array.get() if is_cupy(array) else array  # type: ignore[no-any-return]
 
 
-def like(result: FloatArray, template: Any) -> Any:
+def to_cuda(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy named arrays to the current CUDA device as CuPy arrays.
+
+    Raises
+    ------
+    BackendError
+        If CuPy is not installed or finds no usable device.
+    """
+    try:
+        cupy = importlib.import_module("cupy")
+        return {name: cupy.asarray(array) for name, array in arrays.items()}
+    except ImportError as error:
+        raise BackendError("device='cuda' needs CuPy: install kernelgrowth[cuda13]") from error
+    except RuntimeError as error:
+        raise BackendError(f"device='cuda' found no usable CUDA device: {error}") from error
+
+
+def special_functions(array: Any) -> Any:
+    """Return the library's `scipy.special` or CuPy's equivalent of it."""
+    return importlib.import_module("cupyx.scipy.special" if is_cupy(array) else "scipy.special")
+
+
+def like(result: npt.NDArray[Any], template: Any) -> Any:
     """Return `result` as the kind of array that `template` is (NumPy, or through that library's DLPack import)."""
     if isinstance(template, np.ndarray) or not hasattr(template, "__dlpack__"):
         return result
+    if is_cupy(template):
+        return importlib.import_module("cupy").asarray(result)
     # The array API standard asks arrays for their namespace; torch has none but follows its function names.
     if hasattr(template, "__array_namespace__"):
         return template.__array_namespace__().from_dlpack(result)

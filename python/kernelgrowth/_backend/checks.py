@@ -38,9 +38,11 @@ def check_number(
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     if minimum is not None and (number < minimum or (exclusive_minimum and number == minimum)):
-        raise ValueError(f"{name} must be {'greater than' if exclusive_minimum else 'at least'} {minimum:g}, got {number:g}")
+        relation = "greater than" if exclusive_minimum else "at least"
+        raise ValueError(f"{name} must be {relation} {minimum:g}, got {number:g}")
     if maximum is not None and (number > maximum or (exclusive_maximum and number == maximum)):
-        raise ValueError(f"{name} must be {'less than' if exclusive_maximum else 'at most'} {maximum:g}, got {number:g}")
+        relation = "less than" if exclusive_maximum else "at most"
+        raise ValueError(f"{name} must be {relation} {maximum:g}, got {number:g}")
     return number
 
 

@@ -40,7 +40,11 @@ class NotConvergedError(RuntimeError):
 
 
 class NotConvergedWarning(RuntimeWarning):
-    """An iteration stopped before its tolerance and its result says so."""
+    """An iteration stopped before its tolerance; `partial` holds its result, which says how far it came."""
+
+    def __init__(self, message: str, *, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
 
 
 class DivergedError(RuntimeError):

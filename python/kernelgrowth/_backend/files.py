@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["atomic_save_array", "atomic_save_arrays", "atomic_writer", "atomic_write_text"]
+__all__ = ["atomic_save_array", "atomic_save_arrays", "atomic_write_text", "atomic_writer"]
 
 
 @contextlib.contextmanager
@@ -44,8 +44,8 @@ def atomic_save_array(path: str | os.PathLike[str], array: np.ndarray[Any, Any])
 
 def atomic_save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     """Write named arrays to `path` in NumPy's uncompressed `.npz` format, all or nothing."""
-    # numpy.savez would append ".npz" to a path, but not to an open file.
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(value) for name, value in arrays.items()})
-    with atomic_writer(path) as stream:
-        stream.write(buffer.getbuffer())
+    # What numpy.savez writes, which could not be told in every version to refuse objects.
+    with atomic_writer(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)

@@ -21,7 +21,17 @@ except ImportError as error:
         "'pip install .' instead of importing it from its source folder"
     ) from error
 
-__all__ = ["Factor", "GramTerm", "KernelStatistics", "gram", "gram_workspace", "info", "kernel_statistics", "num_threads"]
+__all__ = [
+    "Factor",
+    "GramTerm",
+    "KernelStatistics",
+    "gram",
+    "gram_workspace",
+    "info",
+    "kernel_statistics",
+    "multiply_add_peak",
+    "num_threads",
+]
 
 
 class Factor(NamedTuple):
@@ -48,9 +58,7 @@ def num_threads(requested: int | None = None) -> int:
 
 
 def _lower(terms: Sequence[GramTerm]) -> list[Any]:
-    return [
-        (*term.first, *(term.second or (None, None)), float(term.offset), float(term.scale)) for term in terms
-    ]
+    return [(*term.first, *(term.second or (None, None)), float(term.offset), float(term.scale)) for term in terms]
 
 
 def gram(
@@ -160,18 +168,18 @@ def kernel_statistics(
         If a dtype or shape is unusable.
     """
     k = _rows_contiguous(as_array("kernel", kernel, ndim=2, finite=False))
-    y = None
+    columns = None
     if targets is not None:
         y = as_array("targets", targets, ndim=(1, 2), finite=False)
         if k.shape[0] != k.shape[1] or y.shape[0] != k.shape[0]:
             raise ValueError(f"targets must have one row per row of a square kernel, got {y.shape} for {k.shape}")
-        y = np.ascontiguousarray(y.reshape(k.shape[0], -1).T, dtype=np.float64)
+        columns = np.ascontiguousarray(y.reshape(k.shape[0], -1).T, dtype=np.float64)
     k2 = None
     if other is not None:
         k2 = _rows_contiguous(as_array("other", other, ndim=2, dtype=k.dtype, finite=False))
         if k2.shape != k.shape:
             raise ValueError(f"other must have the kernel's shape {k.shape}, got {k2.shape}")
-    return KernelStatistics(**_core.statistics(k, y, k2, threads=num_threads(threads), isa=isa))
+    return KernelStatistics(**_core.statistics(k, columns, k2, threads=num_threads(threads), isa=isa))
 
 
 def _rows_contiguous(matrix: FloatArray) -> FloatArray:
@@ -179,6 +187,13 @@ def _rows_contiguous(matrix: FloatArray) -> FloatArray:
         raise BackendError("kernel statistics of CuPy arrays need the CUDA kernels, which this build does not have")
     usable = matrix.strides[1] == matrix.itemsize and matrix.strides[0] % matrix.itemsize == 0
     return matrix if usable else np.ascontiguousarray(matrix)
+
+
+def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: str = "") -> float:
+    """Measure the machine's ceiling: multiply-adds in registers, in operations a second (about half a second)."""
+    return _core.multiply_add_peak(
+        double_precision=np.dtype(dtype) == np.float64, threads=num_threads(threads), isa=isa
+    )
 
 
 def info() -> dict[str, Any]:
@@ -200,7 +215,7 @@ def info() -> dict[str, Any]:
 
 def _cuda_info() -> dict[str, Any]:
     try:
-        from kernelgrowth import _cuda  # noqa: PLC0415
+        from kernelgrowth import _cuda
     except ImportError as error:
         return {"built": False, "architectures": "", "devices": [], "message": f"not built ({error})"}
     devices, message = _cuda.devices()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, is_cupy, like, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, as_array, like, to_numpy
 from kernelgrowth._backend.checks import check_number
 from kernelgrowth.diagnostics.flow import KernelFlow
 from kernelgrowth.diagnostics.kernel_input import as_kernel, as_targets
@@ -248,8 +248,6 @@ class KernelRegression:
         if f0 is not None:
             predictions = predictions + _as_offset(f0, predictions.shape)
         result = (predictions[:, 0] if self._flat else predictions).astype(kernel.dtype)
-        if is_cupy(K_test_train):
-            return array_namespace(K_test_train).asarray(result)
         return like(result, K_test_train)
 
 

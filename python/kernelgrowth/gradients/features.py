@@ -209,8 +209,8 @@ class GradientFeatures(Mapping[str, Block]):
                 )
             if (block.num_examples, block.num_outputs) != (first.num_examples, first.num_outputs):
                 raise ValueError(
-                    f"blocks[{name!r}] has N = {block.num_examples}, C = {block.num_outputs} but blocks[{first_name!r}] "
-                    f"has N = {first.num_examples}, C = {first.num_outputs}"
+                    f"blocks[{name!r}] has N = {block.num_examples}, C = {block.num_outputs} but "
+                    f"blocks[{first_name!r}] has N = {first.num_examples}, C = {first.num_outputs}"
                 )
         array_namespace(*(b.rows if isinstance(b, Rows) else b.activations for b in blocks.values()))
         self.blocks: dict[str, Block] = dict(blocks)

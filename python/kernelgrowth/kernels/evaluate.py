@@ -15,9 +15,7 @@ def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
     fused = [block.term for block in problem.blocks if isinstance(block, FusedTerm)]
     written = False
     if fused:
-        native.gram(
-            fused, out, symmetric=problem.symmetric, workspace=plan.workspace_bytes, threads=plan.threads
-        )
+        native.gram(fused, out, symmetric=problem.symmetric, workspace=plan.workspace_bytes, threads=plan.threads)
         written = True
     for block, how in zip(problem.blocks, plan.blocks, strict=True):
         if isinstance(block, Expansion):

@@ -1,4 +1,4 @@
-"""From gradient blocks to what the Gram kernel takes: factor pairs where the structure allows it, expanded rows where not."""
+"""From gradient blocks to what the Gram kernel takes: factor pairs where structure allows it, else expanded rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from kernelgrowth._backend.errors import BackendError
 from kernelgrowth._backend.native import Factor, GramTerm
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 
-__all__ = ["OUTPUTS", "Expansion", "FusedTerm", "LoweredBlock", "Problem", "check_pair", "check_preconditioner", "lower"]
+__all__ = [
+    "OUTPUTS",
+    "Expansion",
+    "FusedTerm",
+    "LoweredBlock",
+    "Problem",
+    "check_pair",
+    "check_preconditioner",
+    "lower",
+]
 
 OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 
@@ -55,10 +64,12 @@ class Expansion:
 
     @property
     def d_in(self) -> int:
+        """Inputs of the weight."""
         return int(self.sides[0][0].shape[2])
 
     @property
     def d_out(self) -> int:
+        """Outputs of the weight: its rows."""
         return int(self.sides[0][1].shape[3])
 
     @property
@@ -68,6 +79,7 @@ class Expansion:
 
     @property
     def bias_bytes(self) -> int:
+        """Bytes of the bias' gradients on all sides, as computed and as packed."""
         return sum(2 * d.shape[0] * d.shape[1] * self.d_out * d.itemsize for _, d in self.sides) if self.bias else 0
 
     def terms(self, weight_rows: int) -> Iterator[GramTerm]:
@@ -84,7 +96,7 @@ class Expansion:
     def _expand(self, a: FloatArray, d: FloatArray, chunk: slice) -> FloatArray:
         n, c = d.shape[:2]
         # (N, C, rows, T) @ (N, 1, T, d_in): a batched product of BLAS.
-        gradients = np.matmul(d[..., chunk].transpose(0, 1, 3, 2), a[:, None])
+        gradients: FloatArray = np.matmul(d[..., chunk].transpose(0, 1, 3, 2), a[:, None])
         if self.weights:
             gradients *= self.weights[0][chunk]
         return gradients.reshape(n, c, -1)

@@ -106,7 +106,7 @@ def empirical_ntk(
 
 
 def result_shape(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> tuple[int, ...]:
-    """Shape of `empirical_ntk`'s result."""
+    """Return the shape of `empirical_ntk`'s result."""
     n1, n2 = feats.num_examples, (feats if feats2 is None else feats2).num_examples
     c = feats.num_outputs
     if c == 1 or outputs in ("trace", "mean_trace", "sum_logits"):
@@ -128,7 +128,7 @@ def _select(
 
 
 def _source(block: Block) -> Any:
-    """The array as the user gave it, which tells the library that results go back to."""
+    """Return the array as the user gave it, which tells the library that results go back to."""
     return block.source
 
 

@@ -70,7 +70,8 @@ class NTKOperator:
         self.dtype: np.dtype[Any] = feats.dtype
 
     def __repr__(self) -> str:
-        return f"NTKOperator(shape={self.shape}, dtype={self.dtype}, outputs={self._outputs!r}, blocks={list(self._feats)})"
+        about = f"shape={self.shape}, dtype={self.dtype}, outputs={self._outputs!r}"
+        return f"NTKOperator({about}, blocks={list(self._feats)})"
 
     def plan(self) -> Plan:
         """Return how the stored kernel is computed and what it costs; printing it shows a table.
@@ -81,9 +82,7 @@ class NTKOperator:
             If the smallest plan does not fit `memory_limit`.
         """
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        return make_plan(
-            self._problem, output_bytes=size, memory_limit=self._limit, threads=native.num_threads()
-        )
+        return make_plan(self._problem, output_bytes=size, memory_limit=self._limit, threads=native.num_threads())
 
     def gram(self) -> FloatArray:
         """Return the kernel as a matrix of this operator's shape, computed once; do not write to it."""
@@ -99,20 +98,22 @@ class NTKOperator:
         vectors = as_array("v", v, ndim=(1, 2), finite=False)
         if vectors.shape[0] != self.shape[1]:
             raise ValueError(f"v must have {self.shape[1]} rows, got shape {vectors.shape}")
-        return np.asarray(self.gram() @ vectors)
+        product: FloatArray = self.gram() @ vectors
+        return product
 
     def matvec(self, v: Any) -> FloatArray:
         """Return K v, for SciPy."""
-        return self @ v
+        return self.__matmul__(v)
 
     def matmat(self, v: Any) -> FloatArray:
         """Return K V, for SciPy."""
-        return self @ v
+        return self.__matmul__(v)
 
     def rmatvec(self, v: Any) -> FloatArray:
         """Return Kᵀ v, for SciPy."""
         vectors = as_array("v", v, ndim=(1, 2), finite=False)
-        return np.asarray(self.gram().T @ vectors)
+        product: FloatArray = self.gram().T @ vectors
+        return product
 
     def diagonal(self) -> FloatArray:
         """Return the diagonal, shape (rows,), from squared gradient norms: without the kernel, linear in N.

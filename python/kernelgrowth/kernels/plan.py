@@ -153,7 +153,7 @@ def _block_plan(problem: Problem, block: LoweredBlock, chunks: int, weight_rows:
         return BlockPlan(block.name, block.strategy, flops, count)
     length = block.d_out * (block.d_in + int(block.bias)) * (block.sides[0][1].shape[1] if block.fold else 1)
     flops = 2 * pairs(*problem.shape) * length
-    for a, d in block.sides:
+    for _, d in block.sides:
         flops += 2 * d.shape[0] * d.shape[1] * d.shape[2] * block.d_in * block.d_out
         flops += d.size if block.bias else 0
     count = sum(a.nbytes + d.nbytes for a, d in block.sides)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kernelgrowth._backend.arrays import array_namespace, is_cupy
+from kernelgrowth._backend.arrays import array_namespace, special_functions
 
 __all__ = ["ACTIVATIONS", "Activation"]
 
@@ -56,7 +55,7 @@ def _tanh_derivative(z: Any, h: Any) -> Any:
 
 def _erf(z: Any) -> Any:
     # Imported when used: CuPy may be absent, and `import kernelgrowth` should not pay for scipy.special.
-    return importlib.import_module("cupyx.scipy.special" if is_cupy(z) else "scipy.special").erf(z)
+    return special_functions(z).erf(z)
 
 
 def _erf_derivative(z: Any, h: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype
+from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype, to_cuda
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
-from kernelgrowth._backend.errors import BackendError
 from kernelgrowth.nets.activations import ACTIVATIONS
 from kernelgrowth.nets.factors import DenseFactors, GradientFactors
 from kernelgrowth.nets.parameterizations import PARAMETERIZATIONS, LayerScales
@@ -206,7 +204,7 @@ class MLP:
             params[layer.weight] = weight.astype(wanted)
             if layer.has_bias:
                 params[layer.bias] = np.zeros(layer.fan_out, dtype=wanted)
-        return params if device == "cpu" else _to_cuda(params)
+        return params if device == "cpu" else to_cuda(params)
 
     def forward(self, params: Mapping[str, Any], x: Any, *, check_finite: bool = True) -> Any:
         """Return the outputs f(x).
@@ -384,13 +382,3 @@ def _scaled(array: Any, factor: float, *, copy: bool = False) -> Any:
 
 def _describe(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
-
-
-def _to_cuda(params: dict[str, Any]) -> dict[str, Any]:
-    try:
-        cupy = importlib.import_module("cupy")
-        return {name: cupy.asarray(array) for name, array in params.items()}
-    except ImportError as error:
-        raise BackendError("device='cuda' needs CuPy: install kernelgrowth[cuda13]") from error
-    except RuntimeError as error:
-        raise BackendError(f"device='cuda' found no usable CUDA device: {error}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, is_cupy, like, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, as_array, like, to_numpy
 from kernelgrowth._backend.checks import check_integer, check_number
 from kernelgrowth._backend.errors import NotConvergedWarning
 from kernelgrowth.spectra.dense import scaled_symmetric, top_eigenpairs
@@ -239,10 +239,10 @@ def _result(
 ) -> EigenResult:
     converged = residuals <= limit
     result = EigenResult(
-        eigenvalues=_returned(np.ldexp(values, exponent).astype(vectors.dtype), template),
-        eigenvectors=_returned(vectors, template),
-        residuals=_returned(np.ldexp(residuals, exponent).astype(vectors.dtype), template),
-        converged=_returned(converged, template),
+        eigenvalues=like(np.ldexp(values, exponent).astype(vectors.dtype), template),
+        eigenvectors=like(vectors, template),
+        residuals=like(np.ldexp(residuals, exponent).astype(vectors.dtype), template),
+        converged=like(converged, template),
         passes=passes,
         missed_bound=float("nan"),
     )
@@ -255,11 +255,6 @@ def _result(
     if not searched:
         problems.append("the search for left-out eigenvalues was not finished")
     if problems:
-        warning = NotConvergedWarning(f"eigsh after {passes} passes: {'; '.join(problems)}; raise max_passes or tol")
-        vars(warning)["partial"] = result
-        warnings.warn(warning, stacklevel=4)
+        message = f"eigsh after {passes} passes: {'; '.join(problems)}; raise max_passes or tol"
+        warnings.warn(NotConvergedWarning(message, partial=result), stacklevel=4)
     return result
-
-
-def _returned(array: Any, template: Any) -> Any:
-    return array_namespace(template).asarray(array) if is_cupy(template) else like(array, template)

@@ -1,0 +1,38 @@
+#include "kernelgrowth/peak.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "cpu/dispatch.hpp"
+#include "kernelgrowth/runtime.hpp"
+
+namespace kernelgrowth {
+
+template <class T>
+double multiply_add_peak(int threads, const std::string& isa) {
+  using clock = std::chrono::steady_clock;
+  // Long enough that starting the threads does not count, short enough that a slice without interruption is found.
+  constexpr std::size_t iterations = 4'000'000;
+  constexpr int runs = 15;
+  const auto& table = cpu::kernel_table<T>(isa);
+  const int used = threads > 0 ? threads : default_threads();
+  double best = 0;
+  for (int run = 0; run < runs; ++run) {
+    std::vector<double> operations(static_cast<std::size_t>(used));
+    const auto start = clock::now();
+    parallel_for(used, used, [&](index_t i, int) {
+      T sink[2] = {T{0.5}, T{0.25}};
+      operations[static_cast<std::size_t>(i)] = table.multiply_add(iterations, sink);
+    });
+    const std::chrono::duration<double> elapsed = clock::now() - start;
+    double total = 0;
+    for (const double count : operations) total += count;
+    best = std::max(best, total / elapsed.count());
+  }
+  return best;
+}
+
+template double multiply_add_peak<float>(int, const std::string&);
+template double multiply_add_peak<double>(int, const std::string&);
+
+}  // namespace kernelgrowth

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <string>
+
+namespace kernelgrowth {
+
+// The machine's ceiling, measured: operations a second of independent multiply-adds in registers, on `threads` threads
+// at once (0: default_threads()), the best of several short runs.
+template <class T>
+double multiply_add_peak(int threads, const std::string& isa);
+
+}  // namespace kernelgrowth

@@ -1,0 +1,124 @@
+"""How a run starts: in a new place, or where a checkpoint left one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernelgrowth._backend.errors import RunFolderError
+from kernelgrowth.tracking.metrics import Reference
+from kernelgrowth.tracking.run_folder import RunFolder
+from kernelgrowth.tracking.settings import check_same_run
+from kernelgrowth.tracking.store import MemoryStore, RunStore
+
+__all__ = ["TrackerState", "open_store"]
+
+
+@dataclass
+class TrackerState:
+    """What a tracker has to know of the steps before, beside what its store keeps.
+
+    Attributes
+    ----------
+    steps : list of int
+        All tracked steps.
+    references : list of Reference
+        The newest one or two of them, ascending.
+    seconds : float
+        What tracking has cost.
+    memory : dict or None
+        Everything recorded, if the run is in memory.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    seconds: float = 0.0
+    memory: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as a flat dict of arrays and JSON values."""
+        state: dict[str, Any] = {"steps": self.steps, "seconds": self.seconds}
+        for reference in self.references:
+            state[f"reference/{reference.step}/kernel"] = reference.kernel
+            if reference.vectors is not None:
+                state[f"reference/{reference.step}/vectors"] = reference.vectors
+        if self.memory is not None:
+            state |= {f"memory/{key}": value for key, value in self.memory.items()}
+        return state
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], step: int) -> TrackerState:
+        """Return the state that `to_dict` made, without what it holds of `step` and later ones."""
+        arrays: dict[int, dict[str, Any]] = {}
+        memory: dict[str, Any] = {}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "reference":
+                at, _, part = name.partition("/")
+                arrays.setdefault(int(at), {})[part] = np.asarray(value)
+            elif kind == "memory":
+                memory[name] = value
+        return cls(
+            steps=[int(at) for at in state["steps"] if int(at) < step],
+            references=[
+                Reference(at, arrays[at]["kernel"], arrays[at].get("vectors")) for at in sorted(arrays) if at < step
+            ],
+            seconds=float(state["seconds"]),
+            memory=memory or None,
+        )
+
+
+def open_store(
+    out: Path | None, info: dict[str, Any], restored: TrackerState | None, step: int, *, resume: bool
+) -> RunStore:
+    """Return the place to record to, holding what `restored` continues and nothing else; all of it is before `step`.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds another run or none; nothing in it has been touched then.
+    ValueError
+        If the checkpoint's run is in a folder and `out` is None.
+    """
+    steps = [] if restored is None else restored.steps
+    if out is None:
+        return _open_memory(info, restored, steps, step)
+    folder = RunFolder(out)
+    if not folder.holds_run():
+        if steps:
+            raise RunFolderError(f"{out}: holds no run, but the checkpoint continues one of {len(steps)} tracked steps")
+        folder.create(info)
+        return folder
+    recorded = folder.read_info()
+    if not resume:
+        raise RunFolderError(
+            f"{out}: holds another run ({len(folder.records())} tracked steps, {recorded['status']}): "
+            f"choose another folder, remove this one, or resume"
+        )
+    check_same_run(recorded, info, out)
+    kept = [record["step"] for record in folder.records() if record["step"] < step]
+    if kept != steps:
+        raise RunFolderError(
+            f"{out}: holds a run with {len(kept)} tracked steps before step {step}, but the checkpoint continues one "
+            f"with {len(steps)}"
+        )
+    if restored is None and recorded["status"] == "completed":
+        raise RunFolderError(f"{out}: holds a completed run, and there is no checkpoint to resume it from")
+    folder.truncate(step)
+    folder.write_info(recorded | info)
+    return folder
+
+
+def _open_memory(info: dict[str, Any], restored: TrackerState | None, steps: list[int], step: int) -> MemoryStore:
+    store = MemoryStore()
+    if steps and restored is not None:
+        if restored.memory is None:
+            raise ValueError(f"out must be the run folder of the checkpoint's {len(steps)} tracked steps, got None")
+        store.load_state_dict(restored.memory)
+        store.truncate(step)
+    store.write_info(info)
+    return store

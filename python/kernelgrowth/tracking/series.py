@@ -1,0 +1,106 @@
+"""The line format of a recorded series: one strict JSON object per tracked step, exact to the bit.
+
+Floats are written by their shortest exact decimal form. Strict JSON has no words for the others, so NaN is ``null``
+and an infinity is ``1e999`` or ``-1e999``, which every reader rounds back to infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["Record", "decode_lines", "decode_record", "encode_record"]
+
+Record = dict[str, Any]
+"""Name -> int (``step``), float, or list of floats."""
+
+
+def encode_record(record: Mapping[str, Any]) -> str:
+    """Return `record` as one line of JSON, newline included."""
+    fields = (f"{json.dumps(name)}: {_encode_value(value)}" for name, value in record.items())
+    return "{" + ", ".join(fields) + "}\n"
+
+
+def _encode_value(value: Any) -> str:
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_encode_number(item) for item in value) + "]"
+    return _encode_number(value)
+
+
+def _encode_number(value: Any) -> str:
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    number = float(value)
+    if math.isnan(number):
+        return "null"
+    if math.isinf(number):
+        return "1e999" if number > 0 else "-1e999"
+    return repr(number)
+
+
+def decode_record(line: str | bytes) -> Record:
+    """Return the record that one line holds.
+
+    Raises
+    ------
+    ValueError
+        If the line is not one JSON object of numbers and lists of numbers with an integer ``step``.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    decoded = {name: _decode_value(name, value) for name, value in record.items()}
+    if not isinstance(decoded.get("step"), int):
+        raise ValueError("no integer 'step'")
+    return decoded
+
+
+def _decode_value(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode_number(name, item) for item in value]
+    return _decode_number(name, value)
+
+
+def _decode_number(name: str, value: Any) -> int | float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name!r} is not a number or a list of numbers")
+    return value
+
+
+def decode_lines(content: bytes) -> tuple[list[Record], list[int]]:
+    """Return the records of a series file and the byte offset at which each one's line ends.
+
+    What follows the last newline is a line whose writing was cut short, and is left out.
+
+    Raises
+    ------
+    ValueError
+        If a finished line is not a record, its fields are not those of the first line, or steps do not increase;
+        the message starts with the line's number.
+    """
+    records: list[Record] = []
+    ends: list[int] = []
+    end = 0
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        end += len(line) + 1
+        try:
+            record = decode_record(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if records:
+            if _shape(record) != _shape(records[0]):
+                raise ValueError(f"line {number}: its fields are not those of line 1")
+            if record["step"] <= records[-1]["step"]:
+                raise ValueError(f"line {number}: step {record['step']} does not follow step {records[-1]['step']}")
+        records.append(record)
+        ends.append(end)
+    return records, ends
+
+
+def _shape(record: Record) -> dict[str, int | None]:
+    return {name: len(value) if isinstance(value, list) else None for name, value in record.items()}
