@@ -43,9 +43,7 @@ def make_tracker(out: Path | None, **changes: Any) -> NTKTracker:
     return NTKTracker(X, Y, out=out, **(options | changes))
 
 
-def go(
-    tracker: NTKTracker, checkpoint: Path | None, *, steps: int = STEPS, every: int = 3, **more: Any
-) -> Any:
+def go(tracker: NTKTracker, checkpoint: Path | None, *, steps: int = STEPS, every: int = 3, **more: Any) -> Any:
     return train(
         NET,
         PARAMS,

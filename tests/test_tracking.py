@@ -196,9 +196,7 @@ def test_measured_values_agree_with_the_diagnostics(n: int, c: int, outputs: str
         for name, bias, scale in (("a", True, 1.0), ("b", False, 1e-3))
     }
     y = rng.standard_normal((n, c))
-    measured = measure(
-        GradientFeatures(blocks), y, names=METRICS, top_k=50, outputs=outputs, previous=None, first=None
-    )
+    measured = measure(GradientFeatures(blocks), y, names=METRICS, top_k=50, outputs=outputs, previous=None, first=None)
     kernel = unpack_triangle(measured.kernel)
     values = measured.values
     tolerance = 1e-5 if dtype == np.float32 else 1e-9

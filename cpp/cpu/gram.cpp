@@ -15,9 +15,9 @@ namespace kernelgrowth {
 namespace cpu {
 namespace {
 
-// Calibrated on Zen 4: three strips (the sum and two products) stay in the second-level cache, a k-block of a panel in
-// the first two.
-constexpr index_t block_rows_target = 384;
+// Calibrated on Zen 4 (1 MiB of second-level cache), where a block of 1000-long vectors then stays in cache from one
+// tile to the next. With several outputs a block holds few examples, whose padding to a panel must not weigh too much.
+constexpr index_t block_rows_one_output = 96, block_rows_many_outputs = 384;
 constexpr index_t tallest_strip = 96, lowest_strip = 24;
 // A thread should draw this many strips at least, or one of them ends up waiting for another.
 constexpr index_t strips_per_thread = 4;
@@ -28,6 +28,13 @@ constexpr index_t run_length = 64 * depth_block;
 struct Range {
   index_t begin, end;
   index_t size() const { return end - begin; }
+};
+
+// The part of a tile that a thread computes at once, in rows and columns of the tile. On the diagonal only entries on
+// and above it are wanted.
+struct Region {
+  Range rows, cols;
+  bool diagonal;
 };
 
 // A packed factor of one side: the blocks of a group, one after another.
@@ -92,7 +99,8 @@ class Gram {
         threads_(options.threads > 0 ? options.threads : default_threads()) {
     validate(terms, out, options.symmetric, outputs_);
     const index_t largest = std::max(out.rows, out.cols) / outputs_;
-    block_examples_ = std::min(std::max<index_t>(1, block_rows_target / outputs_), largest);
+    const index_t wanted_rows = outputs_ == 1 ? block_rows_one_output : block_rows_many_outputs;
+    block_examples_ = std::min(std::max<index_t>(1, wanted_rows / outputs_), largest);
     block_rows_ = block_examples_ * outputs_;
     row_blocks_ = ceil_div(out.rows, block_rows_);
     col_blocks_ = ceil_div(out.cols, block_rows_);
@@ -147,6 +155,7 @@ class Gram {
   using Side = std::vector<PackedTerm<T>>;
 
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
+  index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
   // The strip's sum, a product of each factor, and a run of a long one.
   static constexpr index_t buffers_per_thread = 4;
   index_t scratch_elements() const { return (tallest_strip + panel()) * strip_width_; }
@@ -201,14 +210,19 @@ class Gram {
   // Every strip of every tile of a pair of groups: the unit of work a thread draws.
   void tiles(const Side& left, Range rows, const Side& right, Range cols) {
     struct Strip {
-      index_t row_block, col_block, begin, end;
+      index_t row_block, col_block;
+      Region region;
     };
     std::vector<Strip> strips;
     for (index_t i = rows.begin; i < rows.end; ++i) {
       const index_t height = std::min(block_rows_, out_.rows - i * block_rows_);
       for (index_t j = options_.symmetric ? std::max(i, cols.begin) : cols.begin; j < cols.end; ++j) {
-        for (index_t r = 0; r < height; r += strip_rows_)
-          strips.push_back({i, j, r, std::min(r + strip_rows_, height)});
+        const index_t width = std::min(block_rows_, out_.cols - j * block_rows_);
+        const bool diagonal = options_.symmetric && i == j;
+        for (index_t r = 0; r < height; r += strip_rows_) {
+          const Range columns{diagonal ? round_down(r, panel()) : 0, width};
+          strips.push_back({i, j, {{r, std::min(r + strip_rows_, height)}, columns, diagonal}});
+        }
       }
     }
     parallel_for(
@@ -216,19 +230,15 @@ class Gram {
         [&](index_t s, int worker) {
           const Strip& strip = strips[static_cast<std::size_t>(s)];
           T* scratch = scratch_[static_cast<std::size_t>(worker)];
-          const Range strip_range{strip.begin, strip.end};
-          const index_t width = std::min(block_rows_, out_.cols - strip.col_block * block_rows_);
-          const bool diagonal = options_.symmetric && strip.row_block == strip.col_block;
-          const Range columns{diagonal ? round_down(strip.begin, panel()) : 0, width};
-          sum_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip_range, columns,
-                    scratch);
-          write(strip.row_block * block_rows_, strip.col_block * block_rows_, strip_range, columns, diagonal, scratch);
+          sum_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip.region, scratch);
+          write(strip.row_block * block_rows_, strip.col_block * block_rows_, strip.region, scratch);
         },
         options_.poll);
   }
 
-  void sum_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, Range rows, Range cols,
+  void sum_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, const Region& region,
                  T* scratch) const {
+    const auto& [rows, cols, diagonal] = region;
     T* sum = scratch;
     T* first = sum + scratch_elements();
     T* second = first + scratch_elements();
@@ -239,7 +249,7 @@ class Gram {
 
     for (std::size_t b = 0; b < terms_.size(); ++b) {
       const Term<T>& term = terms_[b];
-      const Product p = product(left[b].first, row_block, right[b].first, col_block, rows, cols, first, scratch);
+      const Product p = product(left[b].first, row_block, right[b].first, col_block, region, first, scratch);
       if (!term.second) {
         for (index_t r = rows.begin; r < rows.end; ++r) {
           kernels_.add_term(sum + (r - rows.begin) * strip_width_, row_of(p, r, cols, shared.data()),
@@ -247,7 +257,7 @@ class Gram {
         }
         continue;
       }
-      const Product q = product(left[b].second, row_block, right[b].second, col_block, rows, cols, second, scratch);
+      const Product q = product(left[b].second, row_block, right[b].second, col_block, region, second, scratch);
       for (index_t r = rows.begin; r < rows.end; ++r) {
         kernels_.add_hadamard(sum + (r - rows.begin) * strip_width_, row_of(p, r, cols, shared.data()),
                               row_of(q, r, cols, shared.data() + (outputs_ > 1 ? width : 0)),
@@ -263,12 +273,11 @@ class Gram {
   };
 
   // Inner products of a strip of one packed factor with a block of another.
-  Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block, Range rows,
-                  Range cols, T* target, T* scratch) const {
-    const index_t repeat = outputs_ / left.layout.outputs;
-    const index_t tile_rows = static_cast<index_t>(kernels_.tile_rows), length = left.layout.length;
-    const Range r{round_down(rows.begin / repeat, tile_rows), ceil_div(rows.end, repeat)};
-    const Range c{round_down(cols.begin / repeat, panel()), ceil_div(cols.end, repeat)};
+  Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block,
+                  const Region& region, T* target, T* scratch) const {
+    const index_t repeat = outputs_ / left.layout.outputs, length = left.layout.length;
+    const Range r{round_down(region.rows.begin / repeat, tile_rows()), ceil_div(region.rows.end, repeat)};
+    const Range c{round_down(region.cols.begin / repeat, panel()), ceil_div(region.cols.end, repeat)};
     for (index_t run = 0; run < length; run += run_length) {
       T* values = run == 0 ? target : scratch + (buffers_per_thread - 1) * scratch_elements();
       const index_t run_end = std::min(run + run_length, length);
@@ -276,10 +285,15 @@ class Gram {
         const std::size_t depth = static_cast<std::size_t>(std::min(depth_block, run_end - k));
         for (index_t j = c.begin; j < c.end; j += panel()) {
           const T* b = right.panel(col_block, j / panel()) + k * panel();
-          for (index_t i = r.begin; i < r.end; i += tile_rows) {
+          const bool last = j + panel() >= c.end;
+          const T* ahead = last ? b : right.panel(col_block, j / panel() + 1) + k * panel();
+          // Register tiles wholly below the diagonal are left out.
+          const index_t end = region.diagonal ? std::min(r.end, j + panel()) : r.end;
+          for (index_t i = r.begin; i < end; i += tile_rows()) {
             const T* a = left.panel(row_block, i / panel()) + k * panel() + i % panel();
             kernels_.inner_products(a, b, depth, values + (i - r.begin) * strip_width_ + (j - c.begin),
-                                    static_cast<std::size_t>(strip_width_), k > run);
+                                    static_cast<std::size_t>(strip_width_), k > run, ahead);
+            if (!last) ahead += depth * kernels_.fetched_per_step;
           }
         }
       }
@@ -301,7 +315,8 @@ class Gram {
     return shared;
   }
 
-  void write(index_t row0, index_t col0, Range rows, Range cols, bool diagonal, const T* sum) const {
+  void write(index_t row0, index_t col0, const Region& region, const T* sum) const {
+    const auto& [rows, cols, diagonal] = region;
     for (index_t r = rows.begin; r < rows.end; ++r) {
       const T* source = sum + (r - rows.begin) * strip_width_ - cols.begin;
       T* target = out_.row(row0 + r) + col0;
@@ -312,10 +327,11 @@ class Gram {
         std::copy(source + from, source + cols.end, target + from);
       }
     }
-    if (options_.symmetric) mirror(row0, col0, rows, cols, diagonal);
+    if (options_.symmetric) mirror(row0, col0, region);
   }
 
-  void mirror(index_t row0, index_t col0, Range rows, Range cols, bool diagonal) const {
+  void mirror(index_t row0, index_t col0, const Region& region) const {
+    const auto& [rows, cols, diagonal] = region;
     constexpr index_t square = 16;
     for (index_t c0 = cols.begin; c0 < cols.end; c0 += square) {
       for (index_t r0 = rows.begin; r0 < rows.end; r0 += square) {

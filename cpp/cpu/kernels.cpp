@@ -29,6 +29,10 @@ struct Tile {
   static_assert(panel % rows == 0);
 };
 
+// A panel is read by this many register tiles in a strip of full height, which share the fetching of the next one.
+template <class T>
+constexpr std::size_t fetched_per_step = Tile<T>::panel * Tile<T>::rows / 96;
+
 // Lane i of the result's pair: a[i], b[i] side by side; the low or the high half of the interleaved whole.
 template <class T, bool High>
 typename VectorOf<T, lanes<T>>::type interleave(typename VectorOf<T, lanes<T>>::type a,
@@ -91,13 +95,15 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
 }
 
 template <class T>
-void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate) {
+void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t rows = Tile<T>::rows, vectors = Tile<T>::vectors, panel = Tile<T>::panel;
 
   Vector sum[rows][vectors] = {};
   for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
+    // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
+    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead + k * fetched_per_step<T>);
     Vector right[vectors];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);
@@ -217,8 +223,8 @@ double multiply_add(std::size_t iterations, T* sink) {
 
 template <class T>
 constexpr KernelTable<T> table() {
-  return {Tile<T>::panel, Tile<T>::rows, pack<T>, inner_products<T>, add_term<T>, add_hadamard<T>, row_sums<T>, dot<T>,
-          multiply_add<T>};
+  return {Tile<T>::panel,  Tile<T>::rows, pack<T>, inner_products<T>, fetched_per_step<T>, add_term<T>,
+          add_hadamard<T>, row_sums<T>,   dot<T>,  multiply_add<T>};
 }
 
 }  // namespace

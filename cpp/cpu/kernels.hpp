@@ -19,8 +19,11 @@ struct KernelTable {
 
   // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i < panel.
   void (*pack)(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
-  // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]
-  void (*inner_products)(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate);
+  // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
+  // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
+  void (*inner_products)(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate,
+                         const T* ahead);
+  std::size_t fetched_per_step;
   // sum += scale * (p + offset); n a multiple of the panel
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
   // sum += scale * (p + offset) * q; n a multiple of the panel

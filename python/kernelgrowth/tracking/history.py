@@ -171,8 +171,10 @@ class History(Mapping[str, npt.NDArray[Any]]):
             arrays = self._store.load_arrays(name)
             if arrays and int(arrays["step"]) == step and field in arrays:
                 return np.array(arrays[field])
-        reason = "it was tracked without x_test" if field != "predictions" and not self._info.get("num_test") else (
-            "they are kept for the first and, once the run has ended, for the last tracked step"
+        reason = (
+            "it was tracked without x_test"
+            if field != "predictions" and not self._info.get("num_test")
+            else ("they are kept for the first and, once the run has ended, for the last tracked step")
         )
         raise KeyError(f"no {field.replace('_', ' ')} recorded at step {step}: {reason}")
 

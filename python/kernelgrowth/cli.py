@@ -1,0 +1,295 @@
+"""The command ``kernelgrowth``.
+
+Exit status: 0 on success; 2 on bad input, with one line on stderr; 130 on Ctrl-C; 1 on an error of the program's own.
+There is a traceback only with ``--debug``. Everything heavy is imported inside the commands.
+"""
+
+# No "from __future__ import annotations" here: typer reads annotations that name local imports.
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    import typer
+
+    from kernelgrowth.experiments import ExperimentConfig, ExperimentResult, Progress
+
+__all__ = ["build_app", "main"]
+
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+_OWN_ERROR = 1
+_OPTIONAL = ("typer", "rich", "matplotlib", "jinja2", "scikit-learn", "torch", "jax", "cupy-cuda13x")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; those of the process by default.
+    """
+    try:
+        import rich  # noqa: F401
+        import typer
+    except ModuleNotFoundError as error:
+        print(f'kernelgrowth: the command line needs {error.name}: pip install "kernelgrowth[run]"', file=sys.stderr)
+        return _BAD_INPUT
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    # --debug is an option of the program, welcome anywhere.
+    command = typer.main.get_command(build_app())
+    words = ["--debug"] * debug + [word for word in given if word != "--debug"]
+    # typer may bring its own copy of click, whose exceptions it does not export by this name.
+    usage_error: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    try:
+        status = command.main(words, prog_name="kernelgrowth", standalone_mode=False)
+    except usage_error as error:
+        if debug:
+            raise
+        return _fail(" ".join(error.format_message().split()) + " (see kernelgrowth --help)", _BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    return status if isinstance(status, int) else 0
+
+
+def build_app() -> "typer.Typer":
+    """Build the command line's application."""
+    import typer
+
+    app = typer.Typer(
+        name="kernelgrowth",
+        help="Follow the neural tangent kernel of a network through its training.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the run.")]
+    Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the verdict.")]
+    Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")]
+    Resume = Annotated[bool, typer.Option("--resume", help="Continue the folder's run from its last checkpoint.")]
+
+    def show_version(value: bool) -> None:
+        if value:
+            print(f"kernelgrowth {_version('kernelgrowth') or 'unknown'}")
+            raise typer.Exit
+
+    @app.callback()
+    def program(
+        context: typer.Context,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        context.obj = debug
+
+    @app.command()
+    def demo(
+        context: typer.Context,
+        out: Out = None,
+        seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data and initial weights.")] = 0,
+        whiten: Annotated[bool, typer.Option("--whiten/--no-whiten", help="Whether the inputs are whitened.")] = True,
+        overwrite: Overwrite = False,
+        quiet: Quiet = False,
+    ) -> None:
+        """Show silent alignment on handwritten digits, in seconds."""
+        with _one_line_errors(context.obj):
+            # Its matrices are too small to share: threads of BLAS that wait for each other would only slow it down.
+            if "numpy" not in sys.modules:
+                os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            from kernelgrowth.experiments import demo_config
+
+            folder = out or Path("kernelgrowth-demo")
+            _run(demo_config(seed, whiten=whiten), folder, overwrite=overwrite, quiet=quiet)
+
+    @app.command()
+    def run(
+        context: typer.Context,
+        config: Annotated[
+            Path | None, typer.Argument(metavar="CONFIG.toml", help="The experiment; not needed to resume.")
+        ] = None,
+        out: Out = None,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
+        quiet: Quiet = False,
+    ) -> None:
+        """Run the experiment that a configuration file describes."""
+        with _one_line_errors(context.obj):
+            experiment, folder = _experiment(config, out, resume=resume)
+            _run(experiment, folder, resume=resume, overwrite=overwrite, quiet=quiet)
+
+    @app.command()
+    def report(
+        context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
+    ) -> None:
+        """Write summary and report of a recorded run again, or of one that was interrupted."""
+        with _one_line_errors(context.obj):
+            from kernelgrowth.experiments import report_run
+
+            _say_result(report_run(folder))
+
+    @app.command()
+    def info(context: typer.Context) -> None:
+        """Show versions, what was compiled, and what this machine has."""
+        with _one_line_errors(context.obj):
+            for name, value in _information():
+                print(f"{name:<14} {value}")
+
+    return app
+
+
+def _experiment(config: Path | None, out: Path | None, *, resume: bool) -> "tuple[ExperimentConfig, Path]":
+    """Return the experiment and its folder, from a file or, to resume, from the folder alone."""
+    from kernelgrowth.experiments import load_config, stored_config
+
+    if config is None:
+        if not resume or out is None:
+            raise ValueError("CONFIG.toml is missing: only --resume with --out DIR goes without it")
+        stored = stored_config(out)
+        if stored is None:
+            raise ValueError(f"{out}: holds no experiment to resume")
+        return stored, out
+    experiment = load_config(config)
+    if out is None:
+        out = Path(experiment.output.folder) if experiment.output.folder else Path("runs") / config.stem
+    return experiment, out
+
+
+def _run(
+    config: "ExperimentConfig", folder: Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
+) -> None:
+    from kernelgrowth.experiments import FolderTakenError, run_experiment
+
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: give one of them")
+    try:
+        with _display(quiet) as on_progress:
+            result = run_experiment(config, folder, resume=resume, overwrite=overwrite, on_progress=on_progress)
+    except FolderTakenError as error:
+        choices = f"take another with --out, replace it with --overwrite, or continue it: run --resume --out {folder}"
+        raise ValueError(f"{error.folder} holds another run: {choices}") from error
+    except KeyboardInterrupt:
+        import typer
+
+        if not (folder / "run.json").exists():
+            raise
+        message = (
+            f"interrupted; everything so far is in {folder}: continue with 'kernelgrowth run --resume --out {folder}', "
+            f"or look at it with 'kernelgrowth report {folder}'"
+        )
+        raise typer.Exit(_fail(message, _INTERRUPTED)) from None
+    _say_result(result)
+
+
+def _say_result(result: "ExperimentResult") -> None:
+    print(result.summary["verdict_sentence"])
+    if result.report is not None:
+        print(f"Report: {result.report}")
+    else:
+        print(f"Results: {result.folder}")
+
+
+@contextmanager
+def _display(quiet: bool) -> "Iterator[Callable[[Progress], None] | None]":
+    """Yield what draws a live line on stderr, None where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("preparing", total=None, numbers="")
+
+        def show(progress: Any) -> None:
+            bar.update(
+                task,
+                description="training" if progress.step < progress.steps else "reporting",
+                total=progress.steps,
+                completed=progress.step,
+                numbers=f"loss {progress.loss:.2e}  ‖K‖ {progress.kernel_norm:.2e}  A {progress.alignment:.3f}",
+            )
+
+        yield show
+
+
+@contextmanager
+def _one_line_errors(debug: bool) -> Iterator[None]:
+    """Turn an exception into one line on stderr and an exit status, unless `debug`."""
+    import typer
+
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        raise typer.Exit(_fail("interrupted", _INTERRUPTED)) from None
+    except Exception as error:
+        if debug:
+            raise
+        from kernelgrowth._backend.errors import BackendError, DivergedError, RunFolderError
+
+        bad_input = (ValueError, TypeError, OSError, ImportError, MemoryError)
+        if isinstance(error, (*bad_input, BackendError, DivergedError, RunFolderError)):
+            raise typer.Exit(_fail(str(error), _BAD_INPUT)) from None
+        text = f"{type(error).__name__}: {error} (an error of kernelgrowth's own; --debug shows where)"
+        raise typer.Exit(_fail(text, _OWN_ERROR)) from None
+
+
+def _fail(message: str, status: int) -> int:
+    """Say one line on stderr and return the exit status."""
+    print(f"kernelgrowth: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _information() -> list[tuple[str, str]]:
+    import platform
+
+    from kernelgrowth._backend.native import info
+
+    native = info()
+    cuda: dict[str, Any] = native["cuda"]
+    rows = [
+        ("kernelgrowth", _version("kernelgrowth") or "unknown"),
+        ("python", f"{platform.python_version()} ({platform.system()}, {platform.machine()})"),
+        ("numpy", _version("numpy") or "not installed"),
+        ("scipy", _version("scipy") or "not installed"),
+        ("ISA", f"{native['isa']} (available: {', '.join(native['available_isas'])})"),
+        ("threads", str(native["threads"])),
+        ("CUDA", f"compiled for {cuda['architectures']}" if cuda["built"] else "not compiled"),
+    ]
+    devices = [_device(device) for device in cuda["devices"]]
+    rows += [("GPU", text) for text in devices] or [("GPU", f"none ({cuda['message']})" if cuda["message"] else "none")]
+    return rows + [(name, _version(name) or "not installed") for name in _OPTIONAL]
+
+
+def _device(device: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in device.items()) if isinstance(device, dict) else str(device)
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
