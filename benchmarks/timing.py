@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["Timing", "interleaved"]
 
-_REST = 0.15
+_REST, _WARM = 0.15, 0.05
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time each contender `repeats` times in turn, after one untimed round whose answers are checked.
 
-    A turn is a rest, an untimed call and a timed one: OpenBLAS's threads spin for up to a tenth of a second after a
-    call, on the processors that the next contender needs, and the rest lets caches and clocks go cold.
+    A turn is a rest, untimed calls for a few hundredths of a second, and a timed one. OpenBLAS's threads spin for a
+    while after a call, on the processors that the next contender needs; and after a rest the operating system takes
+    a few calls to spread a contender's threads over the processors again.
     """
     for run in contenders.values():
         check(np.asarray(run()))
@@ -36,7 +37,10 @@ def interleaved(
     for _ in range(repeats):
         for name, run in contenders.items():
             time.sleep(_REST)
+            warm = time.perf_counter() + _WARM
             run()
+            while time.perf_counter() < warm:
+                run()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
