@@ -46,6 +46,13 @@ def cpp(session: nox.Session, preset: str) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; anything it cannot resolve is an error."""
+    session.install("mkdocs>=1.6", "mkdocstrings[python]>=0.25")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Print the table of ratios; `nox -s bench -- --out results.json` keeps it."""
     session.install(".")
