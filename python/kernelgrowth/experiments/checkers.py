@@ -109,12 +109,13 @@ def integer_or_steps(path: str, value: Any) -> int | tuple[int, ...]:
     return steps
 
 
-def rates(path: str, value: Any) -> Mapping[str, float]:
-    """Accept a table of multipliers by layer, none negative; 0 freezes a layer."""
+def rates(path: str, value: Any) -> Mapping[str, float] | None:
+    """Accept a table of multipliers by layer, none negative; 0 freezes a layer. An empty table is none."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{path} must be a table such as {{layer1 = 0.5}}, got {value!r}")
     multiplier = number(0.0)
-    return MappingProxyType({str(layer): multiplier(f"{path}.{layer}", rate) for layer, rate in value.items()})
+    checked = {str(layer): multiplier(f"{path}.{layer}", rate) for layer, rate in value.items()}
+    return MappingProxyType(checked) if checked else None
 
 
 def whitening(path: str, value: Any) -> bool | float:

@@ -252,6 +252,7 @@ class MLP:
         x = self._check(params, x, check_finite)
         outputs, trace = self._propagate(params, x, keep=True)
 
+        @np.errstate(invalid="ignore")
         def pullback(df: Any) -> dict[str, Any]:
             df = as_array("df", df, ndim=2, dtype=outputs.dtype, finite=False)
             if df.shape != outputs.shape:
@@ -297,6 +298,8 @@ class MLP:
             )
         return GradientFactors(predictions=outputs, blocks=blocks)
 
+    # OpenBLAS may raise the invalid flag from lanes that hold no result. What is not finite is found by checks of values.
+    @np.errstate(invalid="ignore")
     def _propagate(self, params: Mapping[str, Any], x: Any, *, keep: bool) -> tuple[Any, _Trace]:
         activation = ACTIVATIONS[self.activation]
         trace = _Trace([], [])
@@ -314,6 +317,7 @@ class MLP:
                 trace.derivatives.append(None if activation.derivative is None else activation.derivative(z, h))
         return z, trace
 
+    @np.errstate(invalid="ignore")
     def _backpropagate(self, params: Mapping[str, Any], trace: _Trace, seed: Any) -> list[Any]:
         """Return Σ_c seed[n, k, c] ∂f_c(x_n)/∂z_ℓ, shape (N, K, d_out) or (1, K, d_out), for every layer ℓ.
 
