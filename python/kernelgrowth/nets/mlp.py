@@ -298,7 +298,7 @@ class MLP:
             )
         return GradientFactors(predictions=outputs, blocks=blocks)
 
-    # OpenBLAS may raise the invalid flag from lanes that hold no result. What is not finite is found by checks of values.
+    # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
     @np.errstate(invalid="ignore")
     def _propagate(self, params: Mapping[str, Any], x: Any, *, keep: bool) -> tuple[Any, _Trace]:
         activation = ACTIVATIONS[self.activation]
