@@ -66,8 +66,9 @@ class SilentAlignment:
 
     def summary(self) -> str:
         """Return one sentence that says what happened, for a terminal."""
-        turned = f"rotation {self.rotation:.2g}, growth ×{self.growth:.3g}"
-        scores = f"score {self.score:.2f}, weighted {self.weighted_score:.2f}, growth ×{self.growth:.3g}"
+        growth = f"growth ×{self.growth:.0f}" if 100 <= self.growth < 1e6 else f"growth ×{self.growth:.3g}"
+        turned = f"rotation {self.rotation:.2g}, {growth}"
+        scores = f"score {self.score:.2f}, weighted {self.weighted_score:.2f}, {growth}"
         if self.verdict == "silent":
             return (
                 f"Silent alignment: the kernel had made {100 * self.score:.0f} % of its rotation when the loss had "
