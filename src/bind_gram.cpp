@@ -21,7 +21,9 @@ FactorView<T> factor_view(const py::array& array) {
   if (array.ndim() != 3) throw py::value_error("gram: a factor must have the shape (examples, outputs, length)");
   const auto item = static_cast<index_t>(sizeof(T));
   for (int d = 0; d < 3; ++d) {
-    if (array.strides(d) % item != 0) throw py::value_error("gram: a stride is no multiple of the item size");
+    if (array.shape(d) > 1 && array.strides(d) % item != 0) {
+      throw py::value_error("gram: a stride is no multiple of the item size");
+    }
   }
   return {static_cast<const T*>(array.data()),
           array.shape(0),
@@ -52,8 +54,8 @@ std::vector<Term<T>> make_terms(const std::vector<TermArguments>& arguments, boo
 
 template <class T>
 void run_gram(const std::vector<TermArguments>& arguments, py::array& out, GramOptions options) {
-  if (out.ndim() != 2 || out.strides(1) != static_cast<index_t>(sizeof(T)) ||
-      out.strides(0) % static_cast<index_t>(sizeof(T)) != 0) {
+  if (out.ndim() != 2 || (out.shape(1) > 1 && out.strides(1) != static_cast<index_t>(sizeof(T))) ||
+      (out.shape(0) > 1 && out.strides(0) % static_cast<index_t>(sizeof(T)) != 0)) {
     throw py::value_error("gram: out must be a matrix with contiguous rows");
   }
   const auto terms = make_terms<T>(arguments, options.symmetric);

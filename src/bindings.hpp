@@ -16,7 +16,12 @@ void register_gram(py::module_& m);
 void register_statistics(py::module_& m);
 
 // Answers Ctrl-C from inside a long call: takes the GIL a few times a second and raises what a signal handler raised.
+// Python runs signal handlers on its main thread only. Other threads must not ask: while the interpreter shuts down,
+// asking for the GIL ends a daemon thread by a forced unwinding, which C++ frames on the way would turn into an abort.
+// Call it with the GIL held.
 inline Poll signal_poll() {
+  const auto threading = py::module_::import("threading");
+  if (!threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident"))) return {};
   using clock = std::chrono::steady_clock;
   return [last = clock::now()]() mutable {
     const auto now = clock::now();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelgrowth import BackendError
+from kernelgrowth import BackendError, MemoryLimitError
 from kernelgrowth._backend import files, memory, native
 from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype, like, to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
@@ -126,6 +127,21 @@ class TestArrays:
         assert like(result, [1.0]) is result
         assert to_numpy(result) is result
 
+    def test_masked_arrays_are_refused(self):
+        with pytest.raises(TypeError, match="x must not be a masked array"):
+            as_array("x", np.ma.masked_array([1.0, np.nan], mask=[False, True]))
+
+    def test_fields_of_records_are_taken(self):
+        records = np.zeros(4, dtype=[("tag", "u1"), ("value", "f8")])
+        records["value"] = [1, 2, 3, 4]
+        np.testing.assert_array_equal(as_array("x", records["value"]), [1, 2, 3, 4])
+
+
+class TestErrors:
+    def test_memory_limit_errors_travel_between_processes(self):
+        error = pickle.loads(pickle.dumps(MemoryLimitError("too large", needed=5, limit=3)))
+        assert (str(error), error.needed, error.limit) == ("too large", 5, 3)
+
 
 class TestFiles:
     def test_replace_all_or_nothing(self, tmp_path):
@@ -227,6 +243,20 @@ class TestRuntime:
             """
         )
         assert result.stdout.strip() == "True", result.stderr
+
+    def test_a_call_on_a_daemon_thread_does_not_abort_the_exit(self):
+        result = run_python(
+            """
+            import threading, time
+            import numpy as np
+            from kernelgrowth.gradients import GradientFeatures, Rows
+            from kernelgrowth.kernels import empirical_ntk
+            features = GradientFeatures({"w": Rows(np.ones((6000, 6000), np.float32))})
+            threading.Thread(target=empirical_ntk, args=(features,), daemon=True).start()
+            time.sleep(0.3)
+            """
+        )
+        assert result.returncode == 0, result.stderr
 
     def test_ctrl_c_stops_a_long_call(self):
         process = subprocess.Popen(

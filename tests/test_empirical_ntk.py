@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -21,6 +23,20 @@ def assert_within_promise(kernel, case, outputs):
     assert kernel.shape == exact.shape
     assert kernel.dtype == case.dtype
     assert np.all(np.abs(kernel - exact) <= PROMISE[case.dtype] * reference.entry_scale(j1, j2, outputs))
+
+
+def smallest_limit(compute):
+    """Raise the limit to what each refusal says is needed, until there is none."""
+    limit = 1
+    while True:
+        try:
+            compute(memory_limit=limit)
+        except MemoryLimitError as error:
+            assert error.limit == limit
+            assert error.needed > limit
+            limit = error.needed
+        else:
+            return limit
 
 
 def random_features(rng, n=12, c=2, dtype=np.float64, scale=1.0):
@@ -355,3 +371,77 @@ def test_dlpack_arrays_come_back_as_their_own_kind(n):
     kernel = empirical_ntk(GradientFeatures({"w": Rows(Exporter(values))}))
     assert isinstance(kernel, Exporter)
     assert np.array_equal(kernel.array, values @ values.T)
+
+
+class TestSameBits:
+    """What an entry is must not depend on how the work was cut up or how the features lie in memory."""
+
+    @staticmethod
+    def features(layout=np.ascontiguousarray, *, n=20, c=2):
+        rng = np.random.default_rng(9)
+        a, d = rng.normal(size=(n, 3, 700)).astype(np.float32), rng.normal(size=(n, c, 3, 30)).astype(np.float32)
+        return GradientFeatures(
+            {
+                "conv": OuterProduct(layout(a), layout(d), bias=True),
+                "dense": OuterProduct(layout(a[:, 0]), layout(d[:, :, 0])),
+                "rows": Rows(layout(rng.normal(size=(n, c, 70_000)).astype(np.float32))),
+            }
+        )
+
+    @pytest.mark.parametrize("outputs", OUTPUTS)
+    def test_whatever_the_memory_and_threads(self, outputs):
+        features = self.features()
+        kernel = empirical_ntk(features, outputs=outputs, num_threads=1)
+        for threads in (1, 3):
+            compute = functools.partial(empirical_ntk, features, outputs=outputs, num_threads=threads)
+            least = smallest_limit(compute)
+            for share in (1.0, 1.3, 2.5):
+                assert np.array_equal(kernel, compute(memory_limit=int(share * least)))
+
+    @pytest.mark.parametrize("outputs", OUTPUTS)
+    def test_whatever_the_layout(self, outputs):
+        kernel = empirical_ntk(self.features(), outputs=outputs)
+        for layout in (np.asfortranarray, lambda x: x[..., ::-1].copy()[..., ::-1], lambda x: x.repeat(2, 0)[::2]):
+            assert np.array_equal(kernel, empirical_ntk(self.features(layout), outputs=outputs))
+
+    def test_many_pieces_keep_the_promise(self):
+        ones = GradientFeatures(
+            {"w": OuterProduct(np.full((2, 2, 8), 0.3, np.float32), np.full((2, 2, 4096), 0.7, "f4"))}
+        )
+        exact = (2 * float(np.float32(0.3)) * float(np.float32(0.7))) ** 2 * 8 * 4096
+        for limit in (smallest_limit(functools.partial(empirical_ntk, ones)), 2**30):
+            assert np.all(np.abs(empirical_ntk(ones, memory_limit=limit) - exact) <= 1e-5 * exact)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_long_rows_need_little_memory_beside_them(n):
+    rows = np.random.default_rng(0).normal(size=(n, 1_000_000)).astype(np.float32)
+    kernel = empirical_ntk(GradientFeatures({"w": Rows(rows)}), memory_limit=64 * 2**20, num_threads=1)
+    exact = rows.astype(np.float64) @ rows.T.astype(np.float64)
+    assert np.all(np.abs(kernel - exact) <= 1e-5 * np.diag(exact).max())
+
+
+def test_a_kernel_out_of_range_is_refused():
+    rows = np.full((2, 3), 1e25, np.float32)
+    for other in (None, GradientFeatures({"w": Rows(rows)})):
+        with pytest.raises(ValueError, match="feats give a kernel that float32 cannot hold"):
+            empirical_ntk(GradientFeatures({"w": Rows(rows)}), other)
+
+
+def test_out_may_interleave_with_the_features_but_not_overlap_itself():
+    storage = np.random.default_rng(0).normal(size=(4, 1, 8))
+    features = GradientFeatures({"w": Rows(storage[..., ::2])})
+    out = storage[:, 0, 1::2]
+    np.testing.assert_array_equal(empirical_ntk(features, out=out), storage[:, 0, ::2] @ storage[:, 0, ::2].T)
+    folded = np.lib.stride_tricks.as_strided(np.zeros(7), (4, 4), (8, 8))
+    with pytest.raises(ValueError, match="out overlaps itself in memory"):
+        empirical_ntk(features, out=folded)
+
+
+def test_per_layer_says_what_it_needs():
+    features = random_features(np.random.default_rng(2), n=60)
+    whole = empirical_ntk(features, per_layer=True)
+    limit = smallest_limit(functools.partial(empirical_ntk, features, per_layer=True))
+    fitted = empirical_ntk(features, per_layer=True, memory_limit=limit)
+    assert all(np.array_equal(fitted[name], whole[name]) for name in features)
+    assert limit >= sum(kernel.nbytes for kernel in whole.values())

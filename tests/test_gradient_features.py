@@ -85,6 +85,13 @@ def test_dtypes():
         Rows("gradients")
 
 
+@pytest.mark.parametrize("scale", [1e39, 1e-50])
+def test_scales_that_the_dtype_cannot_hold(scale):
+    assert Rows(ones((2, 2)), scale=scale).scale == scale
+    with pytest.raises(ValueError, match="scale must be a number that float32 can hold"):
+        Rows(ones((2, 2), np.float32), scale=scale)
+
+
 @pytest.mark.parametrize("scale", [-1.0, np.nan, np.inf])
 def test_scales(scale):
     with pytest.raises(ValueError, match="scale must be"):
@@ -95,6 +102,8 @@ def test_scales(scale):
 
 def test_blocks_must_agree():
     good = Rows(ones((4, 2, 3)))
+    with pytest.raises(TypeError, match="blocks must map names to OuterProduct or Rows, got list"):
+        GradientFeatures([good])
     with pytest.raises(ValueError, match="at least one block"):
         GradientFeatures({})
     with pytest.raises(TypeError, match=r"blocks\['b'\] must be an OuterProduct or Rows, got ndarray"):

@@ -98,7 +98,8 @@ def test_the_plan_says_what_it_does():
     )
     plan = NTKOperator(features, memory_limit=2**30).plan()
     assert [block.strategy for block in plan.blocks] == ["hadamard", "expand", "rows"]
-    assert [block.chunks for block in plan.blocks] == [0, 2, 0]
+    assert [(block.pieces, block.passes) for block in plan.blocks] == [(0, 0), (2, 1), (0, 0)]
+    assert plan.fused_batches == (2,)
     dense, conv, norm = plan.blocks
     assert dense.flops == 40 * 41 * 10 + 80 * 81 * 6
     assert norm.flops == 80 * 81 * 9
@@ -128,6 +129,8 @@ def test_refusals():
     operator = NTKOperator(square)
     with pytest.raises(ValueError, match=r"v must have 8 rows, got shape \(7,\)"):
         operator @ np.ones(7)
+    with pytest.raises(ValueError, match=r"v must have 8 rows, got shape \(7,\)"):
+        operator.rmatvec(np.ones(7))
     with pytest.raises(ValueError, match=r"v must have 1 or 2 dimension"):
         operator @ np.ones((8, 1, 1))
     with pytest.raises(ValueError, match="read-only"):

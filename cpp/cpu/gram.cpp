@@ -82,7 +82,11 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
     pair(term.first);
     if (term.second) pair(*term.second);
   }
+  const index_t examples = out.rows / outputs;
   for (const auto& term : terms) {
+    if (term.first.left.examples != examples || (term.second && term.second->left.examples != examples)) {
+      throw InvalidArgument("gram: factors differ in their examples");
+    }
     const bool covers = term.first.left.rows() == out.rows || (term.second && term.second->left.rows() == out.rows);
     if (!covers) throw InvalidArgument("gram: no factor of a term tells the outputs apart");
   }
@@ -109,6 +113,7 @@ class Gram {
     while (strip_rows_ > lowest_strip && tiles * ceil_div(block_rows_, strip_rows_) < strips_per_thread * threads_) {
       strip_rows_ /= 2;
     }
+    threads_ = static_cast<int>(std::min<index_t>(threads_, tiles * ceil_div(block_rows_, strip_rows_)));
   }
 
   GramWorkspace workspace() const {
@@ -230,21 +235,38 @@ class Gram {
         [&](index_t s, int worker) {
           const Strip& strip = strips[static_cast<std::size_t>(s)];
           T* scratch = scratch_[static_cast<std::size_t>(worker)];
-          sum_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip.region, scratch);
-          write(strip.row_block * block_rows_, strip.col_block * block_rows_, strip.region, scratch);
+          const index_t row0 = strip.row_block * block_rows_, col0 = strip.col_block * block_rows_;
+          begin_sum(row0, col0, strip.region, scratch);
+          add_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip.region, scratch);
+          write(row0, col0, strip.region, scratch);
         },
         options_.poll);
   }
 
-  void sum_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, const Region& region,
+  // What is there already comes first in the sum, so that terms added in several calls give the bits of one call.
+  void begin_sum(index_t row0, index_t col0, const Region& region, T* sum) const {
+    const auto& [rows, cols, diagonal] = region;
+    std::fill_n(sum, rows.size() * strip_width_, T{0});
+    if (!options_.accumulate) return;
+    for (index_t r = rows.begin; r < rows.end; ++r) {
+      const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
+      const T* source = out_.row(row0 + r) + col0;
+      std::copy(source + from, source + cols.end, sum + (r - rows.begin) * strip_width_ + (from - cols.begin));
+    }
+  }
+
+  void add_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, const Region& region,
                  T* scratch) const {
     const auto& [rows, cols, diagonal] = region;
     T* sum = scratch;
     T* first = sum + scratch_elements();
     T* second = first + scratch_elements();
-    std::fill_n(sum, rows.size() * strip_width_, T{0});
     // Whole panels: what lies beyond the last column is computed and never written.
     const index_t width = round_up(cols.size(), panel());
+    // Columns of row r in panels wholly below the diagonal, which `product` leaves as it found them.
+    auto left_out = [&, begin = cols.begin, below = diagonal](index_t r) {
+      return below ? round_down(r, panel()) - begin : 0;
+    };
     std::vector<T> shared(outputs_ > 1 ? 2 * static_cast<std::size_t>(width) : 0);
 
     for (std::size_t b = 0; b < terms_.size(); ++b) {
@@ -252,16 +274,18 @@ class Gram {
       const Product p = product(left[b].first, row_block, right[b].first, col_block, region, first, scratch);
       if (!term.second) {
         for (index_t r = rows.begin; r < rows.end; ++r) {
-          kernels_.add_term(sum + (r - rows.begin) * strip_width_, row_of(p, r, cols, shared.data()),
-                            static_cast<std::size_t>(width), term.offset, term.scale);
+          const index_t skip = left_out(r);
+          kernels_.add_term(sum + (r - rows.begin) * strip_width_ + skip, row_of(p, r, cols, shared.data()) + skip,
+                            static_cast<std::size_t>(width - skip), term.offset, term.scale);
         }
         continue;
       }
       const Product q = product(left[b].second, row_block, right[b].second, col_block, region, second, scratch);
       for (index_t r = rows.begin; r < rows.end; ++r) {
-        kernels_.add_hadamard(sum + (r - rows.begin) * strip_width_, row_of(p, r, cols, shared.data()),
-                              row_of(q, r, cols, shared.data() + (outputs_ > 1 ? width : 0)),
-                              static_cast<std::size_t>(width), term.offset, term.scale);
+        const index_t skip = left_out(r);
+        kernels_.add_hadamard(sum + (r - rows.begin) * strip_width_ + skip, row_of(p, r, cols, shared.data()) + skip,
+                              row_of(q, r, cols, shared.data() + (outputs_ > 1 ? width : 0)) + skip,
+                              static_cast<std::size_t>(width - skip), term.offset, term.scale);
       }
     }
   }
@@ -300,7 +324,9 @@ class Gram {
       if (run > 0) {
         const std::size_t width = static_cast<std::size_t>(round_up(c.size(), panel()));
         for (index_t i = 0; i < r.size(); ++i) {
-          kernels_.add_term(target + i * strip_width_, values + i * strip_width_, width, 0, 1);
+          const index_t skip = region.diagonal ? std::max<index_t>(0, round_down(r.begin + i, panel()) - c.begin) : 0;
+          kernels_.add_term(target + i * strip_width_ + skip, values + i * strip_width_ + skip,
+                            width - static_cast<std::size_t>(skip), 0, 1);
         }
       }
     }
@@ -321,11 +347,7 @@ class Gram {
       const T* source = sum + (r - rows.begin) * strip_width_ - cols.begin;
       T* target = out_.row(row0 + r) + col0;
       const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
-      if (options_.accumulate) {
-        for (index_t c = from; c < cols.end; ++c) target[c] += source[c];
-      } else {
-        std::copy(source + from, source + cols.end, target + from);
-      }
+      std::copy(source + from, source + cols.end, target + from);
     }
     if (options_.symmetric) mirror(row0, col0, region);
   }

@@ -1,12 +1,15 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "kernelgrowth/error.hpp"
@@ -58,20 +61,28 @@ struct Loop {
 
 class Pool {
  public:
+  static Pool& shared();
+
   // False, with nothing done, where another thread is using the pool.
   bool try_run(Loop& loop, int threads, const Poll& poll) {
     const std::unique_lock busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
     {
       const std::lock_guard lock(mutex_);
-      while (started_ < threads - 1) start_worker();
+      try {
+        while (started_ < threads - 1) start_worker();
+      } catch (const std::system_error&) {
+        // The system grants no more threads: those that run share the work.
+      }
       loop_ = &loop;
-      helpers_ = threads - 1;
+      helpers_ = std::min(threads - 1, started_);
       unfinished_ = helpers_;
       ++generation_;
     }
     wake_.notify_all();
     loop.run(0, poll);
+    // A poll that forked: what the parent's helpers had drawn will never be done in the child.
+    if (&shared() != this) throw std::runtime_error("the process was forked in the middle of a parallel loop");
     std::unique_lock lock(mutex_);
     done_.wait(lock, [&] { return unfinished_ == 0; });
     loop_ = nullptr;
@@ -81,7 +92,7 @@ class Pool {
  private:
   // Workers are never joined: a process must be able to exit, or fork, whatever they wait for.
   void start_worker() {
-    std::thread([this, id = ++started_, seen = generation_]() mutable {
+    std::thread([this, id = started_ + 1, seen = generation_]() mutable {
       std::unique_lock lock(mutex_);
       for (;;) {
         wake_.wait(lock, [&] { return generation_ != seen; });
@@ -94,6 +105,7 @@ class Pool {
         if (--unfinished_ == 0) done_.notify_one();
       }
     }).detach();
+    ++started_;
   }
 
   std::mutex busy_;
@@ -108,7 +120,7 @@ class Pool {
 Pool* pool = nullptr;
 std::once_flag pool_once;
 
-Pool& shared_pool() {
+Pool& Pool::shared() {
   std::call_once(pool_once, [] {
     pool = new Pool;
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
@@ -134,7 +146,7 @@ void parallel_for(index_t count, int threads, const std::function<void(index_t, 
   Loop loop{count, body};
   if (threads > count) threads = static_cast<int>(count);
   const bool nested = inside_parallel_for;
-  if (nested || threads <= 1 || !shared_pool().try_run(loop, threads, poll)) {
+  if (nested || threads <= 1 || !Pool::shared().try_run(loop, threads, poll)) {
     loop.run(0, poll);
     inside_parallel_for = nested;
   }

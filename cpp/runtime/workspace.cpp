@@ -43,10 +43,15 @@ Workspace::Workspace(std::size_t bytes) {
   {
     // In a child forked in mid-call the lock may stay held for ever: never wait for it.
     const std::unique_lock lock(store.mutex, std::try_to_lock);
-    if (lock.owns_lock() && store.size >= bytes) {
+    if (lock.owns_lock()) {
       data_ = std::exchange(store.data, nullptr);
       size_ = std::exchange(store.size, 0);
     }
+  }
+  // Too small to serve: given back first, so that it does not count on top of what the caller allows.
+  if (size_ < bytes) {
+    std::free(std::exchange(data_, nullptr));
+    size_ = 0;
   }
   if (data_ == nullptr) {
     data_ = allocate(bytes);

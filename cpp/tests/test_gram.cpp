@@ -138,10 +138,13 @@ void random_case(Random& random) {
     CHECK_THROWS(WorkspaceTooSmall, run(terms, rows, cols, options));
 
     options.workspace = 0;
+    const std::span<const Term<T>> all(terms);
+    auto pieces = run<T>({terms.front()}, rows, cols, options);
     options.accumulate = true;
-    auto twice = k;
-    gram<T>(terms, {twice.data(), rows, cols, cols}, options);
-    for (std::size_t i = 0; i < k.size(); ++i) CHECK(twice[i] == 2 * k[i]);
+    for (std::size_t b = 1; b < terms.size(); ++b) {
+      gram<T>(all.subspan(b, 1), {pieces.data(), rows, cols, cols}, options);
+    }
+    CHECK(same_bits(pieces, k));
   }
 }
 
@@ -158,6 +161,18 @@ void long_sums() {
   }
 }
 
+// More threads than there is work for, and perhaps than the system grants.
+void too_many_threads() {
+  Random random(3);
+  const Matrix<double> a(random, 700, 1, 5);
+  const std::vector<Term<double>> terms{{{a.view, {}}, {}, 0, 1}};
+  GramOptions options;
+  options.threads = 4096;
+  const auto k = run(terms, 700, 700, options);
+  options.threads = 1;
+  CHECK(same_bits(run(terms, 700, 700, options), k));
+}
+
 void refusals() {
   Random random(7);
   const Matrix<double> a(random, 6, 1, 3), d(random, 6, 2, 3), other(random, 5, 2, 3);
@@ -170,6 +185,9 @@ void refusals() {
   CHECK_THROWS(InvalidArgument,
                run<double>({{{a.view, {}}, FactorPair<double>{other.view, {}}, 0, 1}}, 12, 12, options));
   CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, {}, 0, 1}}, 12, 12, options));
+  // 12 rows may be 6 examples of 2 outputs or 12 of one, but not both at once.
+  const Matrix<double> wide(random, 12, 1, 3);
+  CHECK_THROWS(InvalidArgument, run<double>({good.front(), {{wide.view, {}}, {}, 0, 1}}, 12, 12, options));
   options.isa = "mmx";
   CHECK_THROWS(InvalidArgument, run(good, 12, 12, options));
   options = {};
@@ -186,6 +204,7 @@ int main() {
     random_case<double>(random);
   }
   long_sums();
+  too_many_threads();
   refusals();
   return 0;
 }

@@ -6,6 +6,8 @@ There is a traceback only with ``--debug``. Everything heavy is imported inside 
 
 # No "from __future__ import annotations" here: typer reads annotations that name local imports.
 
+import io
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Without the program's name; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a sign shows "?" for it; a finished run must not fail over its last sentence.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         import rich  # noqa: F401
         import typer
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
     except ModuleNotFoundError as error:
         print(f'kernelgrowth: the command line needs {error.name}: pip install "kernelgrowth[run]"', file=sys.stderr)
         return _BAD_INPUT
@@ -52,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except usage_error as error:
         if debug:
             raise
-        return _fail(" ".join(error.format_message().split()) + " (see kernelgrowth --help)", _BAD_INPUT)
+        message = " ".join(error.format_message().split())
+        # Without a command the help has been shown, and says it all.
+        return _fail(f"{message} (see kernelgrowth --help)", _BAD_INPUT) if message else _BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", _INTERRUPTED)
     return status if isinstance(status, int) else 0
@@ -102,8 +112,7 @@ def build_app() -> "typer.Typer":
         """Show silent alignment on handwritten digits, in seconds."""
         with _one_line_errors(context.obj):
             # Its matrices are too small to share: threads of BLAS that wait for each other would only slow it down.
-            if "numpy" not in sys.modules:
-                os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            _set_blas_threads("1")
             from kernelgrowth.experiments import demo_config
 
             folder = out or Path("kernelgrowth-demo")
@@ -122,6 +131,8 @@ def build_app() -> "typer.Typer":
     ) -> None:
         """Run the experiment that a configuration file describes."""
         with _one_line_errors(context.obj):
+            if resume and out is not None:
+                _take_threads_of(out)
             experiment, folder = _experiment(config, out, resume=resume)
             _run(experiment, folder, resume=resume, overwrite=overwrite, quiet=quiet)
 
@@ -160,6 +171,22 @@ def _experiment(config: Path | None, out: Path | None, *, resume: bool) -> "tupl
     if out is None:
         out = Path(experiment.output.folder) if experiment.output.folder else Path("runs") / config.stem
     return experiment, out
+
+
+def _set_blas_threads(number: str) -> None:
+    # OpenBLAS reads it once, when NumPy is first imported.
+    if "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", number)
+
+
+def _take_threads_of(folder: Path) -> None:
+    """Resume with the number of BLAS threads the run began with, on which the last bits of eigenvalues depend."""
+    try:
+        number = json.loads((folder / "experiment.json").read_text(encoding="utf-8")).get("openblas_num_threads")
+    except (OSError, ValueError, AttributeError):
+        return  # whatever is wrong with the folder is said when it is opened
+    if isinstance(number, str) and number.isdigit():
+        _set_blas_threads(number)
 
 
 def _run(
@@ -239,6 +266,10 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise typer.Exit(_fail("interrupted", _INTERRUPTED)) from None
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what is still buffered must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     except Exception as error:
         if debug:
             raise

@@ -37,8 +37,9 @@ struct GramOptions {
   Poll poll;
 };
 
-// out = (or +=) the sum of all terms. Each entry is the same sequence of operations whatever the number of
-// threads, the workspace, and the entry's place, so the bits are the same too.
+// out = (or +=) the sum of all terms, added in their order: terms divided among several calls give the same bits. Each
+// entry is the same sequence of operations whatever the number of threads, the workspace, and the entry's place, so the
+// bits are the same too.
 template <class T>
 void gram(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options);
 

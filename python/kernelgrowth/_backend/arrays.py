@@ -82,6 +82,10 @@ def as_array(
     ValueError
         If the number of dimensions is wrong or a value is not finite.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: its mask would be ignored")
+    if isinstance(x, np.ndarray):
+        x = np.require(x, requirements="A")  # a copy where records or buffers put numbers at odd addresses
     array = x if isinstance(x, np.ndarray) or is_cupy(x) else _import_array(name, x)
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)

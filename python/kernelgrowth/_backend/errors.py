@@ -30,6 +30,10 @@ class MemoryLimitError(MemoryError):
         self.needed = needed
         self.limit = limit
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is rebuilt from its positional arguments, which breaks off a multiprocessing pool.
+        return _memory_limit_error, (self.args[0], self.needed, self.limit)
+
 
 class NotConvergedError(RuntimeError):
     """An iteration stopped before its tolerance; `partial` holds the best result so far."""
@@ -61,3 +65,7 @@ class RunFolderError(RuntimeError):
 
 class BackendError(RuntimeError):
     """The compiled part asked for is not built, not importable, or has no device to run on."""
+
+
+def _memory_limit_error(message: str, needed: int, limit: int) -> MemoryLimitError:
+    return MemoryLimitError(message, needed=needed, limit=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -38,8 +39,11 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def atomic_save_array(path: str | os.PathLike[str], array: np.ndarray[Any, Any]) -> None:
     """Write one array to `path` in NumPy's `.npy` format, all or nothing."""
+    # Through a buffer: what numpy writes to a file itself says on a full disk how much, not why.
+    content = io.BytesIO()
+    np.lib.format.write_array(content, array, allow_pickle=False)
     with atomic_writer(path) as stream:
-        np.lib.format.write_array(stream, array, allow_pickle=False)
+        stream.write(content.getbuffer())
 
 
 def atomic_save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:

@@ -80,6 +80,8 @@ class SilentAlignment:
             return f"Concurrent: the kernel did not align silently, {why} ({scores})."
         if self.verdict == "lazy":
             return f"Lazy: the kernel hardly turned while the loss fell ({turned})."
+        if math.isnan(self.rotation):
+            return "Undetermined: the kernel was zero at the start or the end: raise the initial scale."
         if math.isnan(self.t_loss):
             return f"Undetermined: the loss never fell by 10 %, so the network did not learn ({turned})."
         return f"Undetermined: the loss ended no lower than it began, or fewer than three kernels were kept ({turned})."
@@ -121,10 +123,10 @@ def silent_alignment(history: Mapping[str, Any]) -> SilentAlignment:
     t_loss = _first_crossing(time, -loss, -(1.0 - _LOSS_FALL) * float(loss[0])) if loss[0] > 0 else math.nan
 
     kept = np.isfinite(distance)
-    fall = float(loss[kept][0] - loss[kept][-1])
+    fall = float(loss[kept][0] - loss[kept][-1]) if kept.any() else 0.0
     learned = math.isfinite(t_loss) and fall > 0
     score = weighted = math.nan
-    if not learned:
+    if not (learned and kept[0]):
         verdict = "undetermined"
     elif rotation < _LAZY_ROTATION:
         verdict = "lazy"
@@ -169,7 +171,8 @@ def _read(history: Mapping[str, Any]) -> dict[str, FloatArray]:
         raise ValueError("history['time'] must not decrease: the steps must come in the order of training")
     if (series["kernel_norm"] < 0).any():
         raise ValueError(f"history['kernel_norm'] must not be negative, got {series['kernel_norm'].min():g}")
-    if math.isnan(series["distance_to_final"][0]):
+    norm = series["kernel_norm"]
+    if math.isnan(series["distance_to_final"][0]) and norm[0] > 0 and norm[-1] > 0:
         raise ValueError("history['distance_to_final'] must be known at the first step, got NaN (no kernel, or zero)")
     return series
 

@@ -253,8 +253,9 @@ class KernelRegression:
 
 def _as_offset(f0: Any, shape: tuple[int, ...]) -> FloatArray:
     offset = to_numpy(as_array("f0", f0, ndim=(1, 2))).astype(np.float64)
-    if offset.ndim == 1:
-        offset = offset[:, None]
+    if offset.ndim == 1 or (shape[1] == 1 and offset.size == shape[0]):
+        # Predictions (N, C) beside targets over the N * C rows of the kernel are in the same order.
+        offset = offset.reshape(-1, 1)
     if offset.shape != shape:
         raise ValueError(f"f0 must have shape {shape} (examples, outputs), got {offset.shape}")
     return offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def experiment_facts(config: ExperimentConfig, dataset: Dataset, net: MLP) -> di
     Keys: ``title``, ``data``, ``n_train``, ``n_test``, ``num_features``, ``num_parameters``, ``depth``, ``loss``,
     ``probe_is_training_set``, ``rank`` (of the whitened inputs, None if they are not whitened),
     ``linearly_explained`` (R², None for several outputs), ``alignment_max_theory`` (None where the theory has no word),
-    ``versions``.
+    ``versions``, ``openblas_num_threads`` (None unless the environment sets it: eigenvalues' last bits depend on it).
     """
     whitening = dataset.info.get("whitening")
     rank = int(whitening.rank) if whitening is not None and whitening.gamma == 0.0 else None
@@ -54,6 +55,7 @@ def experiment_facts(config: ExperimentConfig, dataset: Dataset, net: MLP) -> di
         "linearly_explained": explained,
         "alignment_max_theory": _max_alignment(config, net, rank, explained),
         "versions": _versions(),
+        "openblas_num_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kernelgrowth._backend import native
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth._backend.files import atomic_write_text
 from kernelgrowth.experiments.build import build_dataset, build_net, build_optimizer, build_tracker
@@ -20,6 +21,7 @@ from kernelgrowth.experiments.facts import experiment_facts, read_facts, write_f
 from kernelgrowth.experiments.summary import TIMINGS, Predictions, read_summary, summarise, write_summary
 from kernelgrowth.report import write_report
 from kernelgrowth.tracking import History, NTKTracker, load_run
+from kernelgrowth.tracking.run_folder import RunFolder
 from kernelgrowth.training import Callback, TrainingState, train
 
 __all__ = ["ExperimentResult", "FolderTakenError", "Progress", "report_run", "run_experiment", "stored_config"]
@@ -31,6 +33,7 @@ _OURS = re.compile(
     r"run\.json|series\.jsonl|kernels|(first|last|probe|predictions|checkpoint)\.npz|experiment\.(toml|json)|summary\.json"
     r"|(dynamics|predictions|spectrum)\.png|report\.html|\..*\.tmp"
 )
+_KERNEL = re.compile(r"\d{8,}\.npy|\..*\.tmp")
 _SECONDS_BETWEEN_CALLS = 0.1
 
 
@@ -148,6 +151,7 @@ def run_experiment(
     optimizer = build_optimizer(config)
     if overwrite:
         _clear(folder)
+    native.info()  # an impossible KERNELGROWTH_ISA should not leave a claimed folder behind
     _store_config(folder, config)
     run = train(
         net,
@@ -251,6 +255,13 @@ def _check_free(folder: Path, config: ExperimentConfig, *, resume: bool) -> None
     if not resume:
         if holds:
             raise FolderTakenError(folder)
+        RunFolder(folder).holds_run()
+        if (
+            folder.is_dir()
+            and (folder / CONFIG_FILE).exists()
+            and differing_keys(load_config(folder / CONFIG_FILE), config)
+        ):
+            raise RunFolderError(f"{folder / CONFIG_FILE}: describes another experiment: choose another folder")
         return
     stored = stored_config(folder) if folder.is_dir() else None
     if stored is None:
@@ -297,9 +308,20 @@ def _clear(folder: Path) -> None:
         if not folder.is_dir():
             raise RunFolderError(f"{folder}: is a file, not a folder")
         entries = sorted(folder.iterdir())
-        foreign = [entry.name for entry in entries if not _OURS.fullmatch(entry.name)]
+        foreign = [entry.name for entry in entries if not _is_ours(entry)]
+        if entries and not foreign and not _holds_run(folder):
+            # Whose files they are cannot be told without a run beside them.
+            foreign = [entry.name for entry in entries if not entry.name.startswith((CONFIG_FILE, "."))]
+        kernels = folder / "kernels"
+        if not foreign and kernels.is_dir():
+            foreign = [
+                f"kernels/{e.name}" for e in sorted(kernels.iterdir()) if e.is_dir() or not _KERNEL.fullmatch(e.name)
+            ]
         if foreign:
             raise RunFolderError(f"{folder}: not overwritten, it also holds {', '.join(foreign[:3])}")
+        held = RunFolder(folder)
+        held.claim()
+        held.release()
         # Without run.json it is no run any more, whatever is left if this is cut short.
         for entry in sorted(entries, key=lambda e: e.name != "run.json"):
             if entry.is_dir():
@@ -310,6 +332,12 @@ def _clear(folder: Path) -> None:
                 entry.unlink()
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot overwrite: {error.strerror or error}") from error
+
+
+def _is_ours(entry: Path) -> bool:
+    # A link could lead out of the folder, and only kernels/ is a folder.
+    right_kind = entry.is_dir() == (entry.name == "kernels") and not entry.is_symlink()
+    return right_kind and _OURS.fullmatch(entry.name) is not None
 
 
 def _store_config(folder: Path, config: ExperimentConfig) -> None:

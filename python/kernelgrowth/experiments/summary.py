@@ -94,9 +94,9 @@ def kernel_predictions(history: History, loss: str = "mse") -> Predictions | Non
         kernels = {step: (history.kernel(step), history.test_kernel(step)) for step in (first, last)}
         f0, f0_test = history.predictions(first), history.test_predictions(first)
         trained, network = history.predictions(last), history.test_predictions(last)
+        targets = history.targets.reshape(trained.shape) if loss == "mse" else trained
     except KeyError:
         return None
-    targets = history.targets.reshape(trained.shape) if loss == "mse" else trained
     fitted = {step: KernelRegression(kernel).fit(targets, f0=f0) for step, (kernel, _) in kernels.items()}
     matched = None
     if loss == "mse":

@@ -55,7 +55,7 @@ class OuterProduct:
         self.activations: FloatArray = a[:, None, :] if a.ndim == 2 else a
         self.backprops: FloatArray = _with_outputs_and_positions(d, self.activations)
         self.bias = bool(bias)
-        self.scale = check_number("scale", scale, minimum=0.0)
+        self.scale = _check_scale(scale, a.dtype)
         for name, array in (("activations", self.activations), ("backprops", self.backprops)):
             if 0 in array.shape:
                 raise ValueError(f"{name} must not be empty, got shape {array.shape}")
@@ -116,6 +116,14 @@ def _with_outputs_and_positions(d: FloatArray, activations: FloatArray) -> Float
     return d[:, None, :, :]
 
 
+def _check_scale(scale: Any, dtype: np.dtype[Any]) -> float:
+    number = check_number("scale", scale, minimum=0.0)
+    limits = np.finfo(dtype)
+    if number > limits.max or 0.0 < number < limits.smallest_subnormal:
+        raise ValueError(f"scale must be a number that {dtype} can hold, got {number:g}")
+    return number
+
+
 class Rows:
     """Explicit gradient rows of any parameter, `∂f_c(x_n)/∂θ = sqrt(scale) G_nc`.
 
@@ -147,7 +155,7 @@ class Rows:
         if 0 in g.shape:
             raise ValueError(f"rows must not be empty, got shape {g.shape}")
         self.rows: FloatArray = g[:, None, :] if g.ndim == 2 else g
-        self.scale = check_number("scale", scale, minimum=0.0)
+        self.scale = _check_scale(scale, g.dtype)
 
     @property
     def num_examples(self) -> int:
@@ -196,6 +204,8 @@ class GradientFeatures(Mapping[str, Block]):
     """
 
     def __init__(self, blocks: Mapping[str, Block], *, predictions: Any = None) -> None:
+        if not isinstance(blocks, Mapping):
+            raise TypeError(f"blocks must map names to OuterProduct or Rows, got {type(blocks).__name__}")
         if not blocks:
             raise ValueError("blocks must hold at least one block, got none")
         first_name, first = next(iter(blocks.items()))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray
-from kernelgrowth.kernels.lowering import Expansion, FusedTerm, LoweredBlock
+from kernelgrowth.kernels.lowering import Expansion, LoweredBlock
 
 __all__ = ["block_diagonal"]
 
@@ -17,12 +17,13 @@ Float64Array = npt.NDArray[np.float64]
 
 def block_diagonal(block: LoweredBlock) -> Float64Array:
     """Return one block's part of the diagonal, shape (rows,), in float64."""
-    if isinstance(block, FusedTerm):
-        first = _squared_norms(block.term.first.left) + block.term.offset
-        second = 1.0 if block.term.second is None else _squared_norms(block.term.second.left)
-        values: Float64Array = block.term.scale * first * second
-        return values.ravel()
-    return _expanded_diagonal(block)
+    if isinstance(block, Expansion):
+        return _expanded_diagonal(block)
+    total: Any = 0.0
+    for term in block.terms:
+        second = 1.0 if term.second is None else _squared_norms(term.second.left)
+        total = total + term.scale * (_squared_norms(term.first.left) + term.offset) * second
+    return np.asarray(total, dtype=np.float64).ravel()
 
 
 def _squared_norms(vectors: FloatArray) -> Any:
@@ -30,15 +31,8 @@ def _squared_norms(vectors: FloatArray) -> Any:
 
 
 def _expanded_diagonal(block: Expansion) -> Float64Array:
-    (a, d), *_ = block.sides
-    total: Float64Array = np.zeros(d.shape[:2])
-    for n in range(d.shape[0]):
-        gradients = np.matmul(d[n].transpose(0, 2, 1), a[n]).astype(np.float64)
-        if block.weights:
-            gradients *= block.weights[0]
-        total[n] = np.square(gradients).sum(axis=(1, 2))
-        if block.bias:
-            summed = d[n].sum(axis=1, dtype=np.float64) * (block.weights[1] if block.weights else 1.0)
-            total[n] += np.square(summed).sum(axis=1)
+    total: Float64Array = np.zeros(block.shapes[0])
+    for parameter, part, _ in block.pieces:
+        total += _squared_norms(block.expand(block.sides[0], parameter, part))
     total *= block.scale
     return total.sum(axis=1) if block.fold else total.ravel()

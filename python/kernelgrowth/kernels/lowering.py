@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
-from kernelgrowth._backend.errors import BackendError
+from kernelgrowth._backend.errors import BackendError, MemoryLimitError
+from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth._backend.native import Factor, GramTerm
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 
 __all__ = [
     "OUTPUTS",
+    "ExpandedOuterProduct",
+    "ExpandedRows",
     "Expansion",
     "FusedTerm",
     "LoweredBlock",
@@ -29,80 +33,180 @@ OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 Preconditioner = Mapping[str, tuple[FloatArray, ...]]
 
 
+# Gradients are written out, and long vectors handed over, in pieces of so many entries at most: whole panels of the
+# Gram's own runs, so that an entry is the same sum however many pieces the memory lets stand side by side.
+PIECE = 4096
+
+
 @dataclass(frozen=True)
 class FusedTerm:
-    """A block that is one term of the fused Gram as it stands.
+    """A block whose terms go into the fused Gram as they stand.
 
-    `strategy` is "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)` and "rows" for a one-factor term.
+    `strategy` is "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)` and "rows" for one-factor terms, the pieces of long rows.
     """
 
     name: str
     strategy: str
-    term: GramTerm
+    terms: tuple[GramTerm, ...]
 
 
 @dataclass(frozen=True)
-class Expansion:
-    """A block whose gradients are written out, some rows of its weight at a time: positions or a preconditioner.
+class Expansion(ABC):
+    """A block whose gradients are written out piece by piece: positions or a preconditioner.
 
     Attributes
     ----------
-    sides : tuple of (activations (N, T, d_in), backprops (N, C, T, d_out))
-        One side for a symmetric Gram, two for a rectangular one.
+    name : str
+    sides : tuple
+        What the gradients are made from: one entry for a symmetric Gram, two for a rectangular one.
     weights : tuple of ndarray
-        Square roots of the preconditioner for the weight and, with a bias, for the bias; empty without one.
+        Square roots of the preconditioner by parameter; empty without one.
+    scale : float
     fold : bool
         Whether outputs are summed over (trace) instead of kept apart.
     """
 
     name: str
-    sides: tuple[tuple[FloatArray, FloatArray], ...]
+    sides: tuple[Any, ...]
     weights: tuple[FloatArray, ...]
-    bias: bool
     scale: float
     fold: bool
 
     @property
-    def d_in(self) -> int:
-        """Inputs of the weight."""
-        return int(self.sides[0][0].shape[2])
+    @abstractmethod
+    def shapes(self) -> list[tuple[int, int]]:
+        """(N, C) of each side."""
 
     @property
-    def d_out(self) -> int:
-        """Outputs of the weight: its rows."""
-        return int(self.sides[0][1].shape[3])
+    @abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
 
     @property
-    def bytes_per_weight_row(self) -> int:
-        """Bytes of one expanded weight row on all sides, as computed and as packed."""
-        return sum(2 * d.shape[0] * d.shape[1] * self.d_in * d.itemsize for _, d in self.sides)
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the features read."""
 
     @property
-    def bias_bytes(self) -> int:
-        """Bytes of the bias' gradients on all sides, as computed and as packed."""
-        return sum(2 * d.shape[0] * d.shape[1] * self.d_out * d.itemsize for _, d in self.sides) if self.bias else 0
+    @abstractmethod
+    def flops(self) -> int:
+        """Floating-point operations of writing the gradients out."""
 
-    def terms(self, weight_rows: int) -> Iterator[GramTerm]:
-        """Yield one-factor terms of at most `weight_rows` expanded weight rows each, then the bias'."""
-        for begin in range(0, self.d_out, weight_rows):
-            chunk = slice(begin, min(begin + weight_rows, self.d_out))
-            yield GramTerm(self._factor([self._expand(a, d, chunk) for a, d in self.sides]), scale=self.scale)
+    @property
+    def transient_bytes(self) -> int:
+        """Bytes that writing out a piece takes beside it, for a moment."""
+        return 0
+
+    @property
+    @abstractmethod
+    def pieces(self) -> list[tuple[int, slice, int]]:
+        """(parameter, its rows or entries, length in entries an output) of each piece."""
+
+    @abstractmethod
+    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
+        """Write out one side's gradients of a part of a parameter, (N, C, length), contiguous."""
+
+    def term(self, piece: tuple[int, slice, int]) -> GramTerm:
+        """Return a piece as a one-factor term."""
+        parameter, part, _ = piece
+        rows = [self.expand(side, parameter, part) for side in self.sides]
+        return GramTerm(Factor(*(_fold(g) if self.fold else g for g in rows)), scale=self.scale)
+
+
+@dataclass(frozen=True)
+class ExpandedOuterProduct(Expansion):
+    """Gradients of a weight (parameter 0, in rows) and its bias (1); sides are (A (N, T, d_in), D (N, C, T, d_out))."""
+
+    bias: bool
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(N, C) of each side."""
+        return [d.shape[:2] for _, d in self.sides]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        dtype: np.dtype[Any] = self.sides[0][0].dtype
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of activations and backprops."""
+        return sum(a.nbytes + d.nbytes for a, d in self.sides)
+
+    @property
+    def flops(self) -> int:
+        """Of the outer products' sums, and the bias' sums over positions."""
+        return sum(d.size * (2 * a.shape[2] + int(self.bias)) for a, d in self.sides)
+
+    @property
+    def transient_bytes(self) -> int:
+        """Bytes of the contiguous copies that products are made from."""
+        rows = max(part.stop - part.start for _, part, _ in self.pieces)
+        counts = [d.nbytes // d.shape[3] * rows + (0 if a.flags.c_contiguous else a.nbytes) for a, d in self.sides]
+        return int(max(counts))
+
+    @property
+    def pieces(self) -> list[tuple[int, slice, int]]:
+        """Some rows of the weight each, then some entries of the bias."""
+        a, d = self.sides[0]
+        positions, d_in, d_out = a.shape[1], a.shape[2], d.shape[3]
+        # What a piece is made from should not be larger than the piece.
+        rows = _slices(d_out, max(1, PIECE // max(d_in, positions)))
+        parts = [(0, part, (part.stop - part.start) * d_in) for part in rows]
         if self.bias:
-            summed = [d.sum(axis=2) for _, d in self.sides]
-            if self.weights:
-                summed = [g * self.weights[1] for g in summed]
-            yield GramTerm(self._factor(summed), scale=self.scale)
+            parts += [(1, part, part.stop - part.start) for part in _slices(d_out, max(1, PIECE // positions))]
+        return parts
 
-    def _expand(self, a: FloatArray, d: FloatArray, chunk: slice) -> FloatArray:
+    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
+        """Write out `Σ_t δ_t a_tᵀ` of some rows of the weight, or `Σ_t δ_t`."""
+        a, d = side
         n, c = d.shape[:2]
-        # (N, C, rows, T) @ (N, 1, T, d_in): a batched product of BLAS.
-        gradients: FloatArray = np.matmul(d[..., chunk].transpose(0, 1, 3, 2), a[:, None])
+        # Contiguous first: products of views in different layouts may round differently.
+        backprops = np.ascontiguousarray(d[..., part].transpose(0, 1, 3, 2))
+        if parameter == 0:
+            gradients: FloatArray = np.matmul(backprops, np.ascontiguousarray(a)[:, None])
+        else:
+            gradients = backprops.sum(axis=3)
         if self.weights:
-            gradients *= self.weights[0][chunk]
+            gradients *= self.weights[parameter][part]
         return gradients.reshape(n, c, -1)
 
-    def _factor(self, rows: list[FloatArray]) -> Factor:
-        return Factor(*(_fold(g) if self.fold else g for g in rows))
+
+@dataclass(frozen=True)
+class ExpandedRows(Expansion):
+    """Rows times the square root of their preconditioner; sides are (N, C, p)."""
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(N, C) of each side."""
+        return [g.shape[:2] for g in self.sides]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        dtype: np.dtype[Any] = self.sides[0].dtype
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return sum(g.nbytes for g in self.sides)
+
+    @property
+    def flops(self) -> int:
+        """One product an entry."""
+        return sum(g.size for g in self.sides)
+
+    @property
+    def pieces(self) -> list[tuple[int, slice, int]]:
+        """Some columns each."""
+        return [(0, part, part.stop - part.start) for part in _slices(self.sides[0].shape[2], PIECE)]
+
+    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
+        """Weight some columns."""
+        return np.ascontiguousarray(side[..., part] * self.weights[parameter][part])
 
 
 LoweredBlock = FusedTerm | Expansion
@@ -110,12 +214,17 @@ LoweredBlock = FusedTerm | Expansion
 
 @dataclass(frozen=True)
 class Problem:
-    """One matrix to be computed: the sum of its blocks."""
+    """One matrix to be computed, the sum of its blocks; `copied_bytes` are features that had to be copied for it."""
 
     blocks: tuple[LoweredBlock, ...]
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     symmetric: bool
+    copied_bytes: int
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(begin, min(begin + step, length)) for begin in range(0, length, step)]
 
 
 def _fold(rows: FloatArray) -> FloatArray:
@@ -183,15 +292,51 @@ def check_preconditioner(feats: GradientFeatures, preconditioner: Any) -> dict[s
 
 
 def lower(
-    feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str, roots: Preconditioner
+    feats: GradientFeatures,
+    feats2: GradientFeatures | None,
+    outputs: str,
+    roots: Preconditioner,
+    memory_limit: int,
 ) -> list[Problem]:
-    """Return the matrices that `outputs` asks for: one for each output in the "diagonal" mode, else a single one."""
+    """Return the matrices that `outputs` asks for: one for each output in the "diagonal" mode, else a single one.
+
+    Raises
+    ------
+    MemoryLimitError
+        If `memory_limit` does not even hold the copies of features that the mode needs; none has been made then.
+    """
+    if feats.num_outputs == 1:
+        outputs = "full"
+    copied = _copied_bytes(feats, feats2, outputs)
+    if copied > memory_limit:
+        raise MemoryLimitError(
+            f"outputs={outputs!r} needs {format_bytes(copied)} of copied features, but memory_limit is "
+            f"{format_bytes(memory_limit)}",
+            needed=copied,
+            limit=memory_limit,
+        )
     if outputs == "diagonal":
         choices = [slice(c, c + 1) for c in range(feats.num_outputs)]
         return [_problem(feats, feats2, roots, select=choice) for choice in choices]
     fold = outputs in ("trace", "mean_trace")
     scale = 1.0 / feats.num_outputs if outputs == "mean_trace" else 1.0
-    return [_problem(feats, feats2, roots, fold=fold, total=outputs == "sum_logits", scale=scale)]
+    total = outputs == "sum_logits"
+    return [_problem(feats, feats2, roots, fold=fold, total=total, scale=scale, copied_bytes=copied)]
+
+
+def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> int:
+    count = 0
+    for side in (feats,) if feats2 is None else (feats, feats2):
+        for block in side.values():
+            array = block.backprops if isinstance(block, OuterProduct) else block.rows
+            one_position = not isinstance(block, OuterProduct) or block.num_positions == 1
+            if outputs == "sum_logits":
+                count += array.nbytes // array.shape[1]
+            elif outputs in ("trace", "mean_trace") and one_position:
+                # Outputs side by side in memory are one longer vector as they stand.
+                adjacent = array.strides[-1] * array.shape[-1] == array.strides[1]
+                count += 0 if adjacent else array.nbytes
+    return count
 
 
 def _problem(
@@ -203,11 +348,12 @@ def _problem(
     total: bool = False,
     fold: bool = False,
     scale: float = 1.0,
+    copied_bytes: int = 0,
 ) -> Problem:
     def outputs_of(array: FloatArray) -> FloatArray:
         if select is not None:
             return array[:, select]
-        return array.sum(axis=1, keepdims=True) if total and array.shape[1] > 1 else array
+        return array.sum(axis=1, keepdims=True) if total else array
 
     both = (feats,) if feats2 is None else (feats, feats2)
     blocks: list[LoweredBlock] = []
@@ -217,21 +363,30 @@ def _problem(
         weights = roots.get(name, ())
         block_scale = first.scale * scale
         if not isinstance(first, OuterProduct):
-            rows = [outputs_of(side.rows) for side in sides if not isinstance(side, OuterProduct)]
+            rows = tuple(outputs_of(side.rows) for side in sides if not isinstance(side, OuterProduct))
             if weights:
-                rows = [g * weights[0] for g in rows]
-            factor = Factor(*(_fold(g) if fold else g for g in rows))
-            blocks.append(FusedTerm(name, "rows", GramTerm(factor, scale=block_scale)))
+                blocks.append(ExpandedRows(name, rows, tuple(weights), block_scale, fold))
+            else:
+                blocks.append(_fused_rows(name, rows, block_scale, fold))
             continue
-        pairs = [(s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct)]
+        pairs = tuple((s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct))
         if weights or any(a.shape[1] > 1 for a, _ in pairs):
-            blocks.append(Expansion(name, tuple(pairs), tuple(weights), first.bias, block_scale, fold))
+            blocks.append(ExpandedOuterProduct(name, pairs, tuple(weights), block_scale, fold, first.bias))
             continue
         activations = Factor(*(a[:, :1] for a, _ in pairs))
         backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
         term = GramTerm(activations, backprops, offset=float(first.bias), scale=block_scale)
-        blocks.append(FusedTerm(name, "hadamard", term))
+        blocks.append(FusedTerm(name, "hadamard", (term,)))
 
     kept = 1 if fold or total or select is not None else feats.num_outputs
     columns = (feats if feats2 is None else feats2).num_examples
-    return Problem(tuple(blocks), (feats.num_examples * kept, columns * kept), feats.dtype, feats2 is None)
+    shape = (feats.num_examples * kept, columns * kept)
+    return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)
+
+
+def _fused_rows(name: str, rows: tuple[FloatArray, ...], scale: float, fold: bool) -> FusedTerm:
+    folded = [_fold(g) if fold else g for g in rows]
+    # Long rows are several terms, so that packing them need not take as much memory as they do themselves.
+    parts = _slices(folded[0].shape[2], 8 * PIECE)
+    terms = tuple(GramTerm(Factor(*(g[..., part] for g in folded)), scale=scale) for part in parts)
+    return FusedTerm(name, "rows", terms)

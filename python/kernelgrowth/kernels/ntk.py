@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,11 @@ import numpy as np
 from kernelgrowth._backend import native
 from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.checks import check_choice
-from kernelgrowth._backend.errors import MemoryLimitError
-from kernelgrowth._backend.memory import format_bytes, resolve_memory_limit
+from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 from kernelgrowth.kernels.evaluate import evaluate
-from kernelgrowth.kernels.lowering import OUTPUTS, check_pair, check_preconditioner, lower
-from kernelgrowth.kernels.plan import make_plan
+from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_preconditioner, lower
+from kernelgrowth.kernels.plan import Plan, make_plan
 
 __all__ = ["OUTPUTS", "empirical_ntk"]
 
@@ -79,30 +79,16 @@ def empirical_ntk(
     roots = check_preconditioner(feats, preconditioner)
     limit = resolve_memory_limit(memory_limit)
     threads = native.num_threads(num_threads)
-    if per_layer:
+    if not per_layer:
         if out is not None:
-            raise ValueError("out cannot be given with per_layer=True, which returns one kernel for each block")
-        parts = {name: _select(feats, feats2, name) for name in feats}
-        result_bytes = _result_bytes(feats, feats2, outputs) * len(parts)
-        if result_bytes > limit:
-            raise MemoryLimitError(
-                f"{len(parts)} kernels, one for each block, need {format_bytes(result_bytes)}, but memory_limit is "
-                f"{format_bytes(limit)}",
-                needed=result_bytes,
-                limit=limit,
-            )
-        others = result_bytes - result_bytes // len(parts)
-        return {
-            name: like(
-                _kernel(*pair, outputs, {k: v for k, v in roots.items() if k == name}, None, limit - others, threads),
-                _source(feats[name]),
-            )
-            for name, pair in parts.items()
-        }
+            _check_out(out, feats, feats2, outputs)
+        (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads)
+        result = job.compute()
+        return result if out is not None else like(result, _source(next(iter(feats.blocks.values()))))
     if out is not None:
-        _check_out(out, feats, feats2, outputs)
-    result = _kernel(feats, feats2, outputs, roots, out, limit, threads)
-    return result if out is not None else like(result, _source(next(iter(feats.blocks.values()))))
+        raise ValueError("out cannot be given with per_layer=True, which returns one kernel for each block")
+    jobs = _prepare([_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads)
+    return {name: like(job.compute(), _source(feats[name])) for name, job in zip(feats, jobs, strict=True)}
 
 
 def result_shape(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> tuple[int, ...]:
@@ -132,7 +118,7 @@ def _source(block: Block) -> Any:
     return block.source
 
 
-def _blocks(feats: GradientFeatures) -> list[FloatArray]:
+def _arrays(feats: GradientFeatures) -> list[FloatArray]:
     arrays: list[FloatArray] = []
     for block in feats.blocks.values():
         arrays += [block.activations, block.backprops] if isinstance(block, OuterProduct) else [block.rows]
@@ -149,38 +135,76 @@ def _check_out(out: Any, feats: GradientFeatures, feats2: GradientFeatures | Non
         raise TypeError(f"out must be {feats.dtype} like the features, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out is read-only")
-    inputs = _blocks(feats) + ([] if feats2 is None else _blocks(feats2))
-    if any(np.may_share_memory(out, array) for array in inputs):
+    if _overlaps_itself(out):
+        raise ValueError(f"out overlaps itself in memory: strides {out.strides} for shape {shape}")
+    inputs = _arrays(feats) + ([] if feats2 is None else _arrays(feats2))
+    if any(_overlap(out, array) for array in inputs):
         raise ValueError("out overlaps the features in memory")
 
 
-def _kernel(
-    feats: GradientFeatures,
-    feats2: GradientFeatures | None,
+def _overlaps_itself(array: FloatArray) -> bool:
+    """Whether two entries may share bytes: sorted by stride, each dimension must step over all inner ones."""
+    span = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < span:
+            return True
+        span = stride * (length - 1) + span
+    return False
+
+
+def _overlap(a: FloatArray, b: FloatArray) -> bool:
+    # Exact for interleaved views too; both are plain strided blocks, which the search decides at once.
+    return bool(np.may_share_memory(a, b) and np.shares_memory(a, b))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A kernel ready to be computed: planned, and known to fit."""
+
+    problems: list[Problem]
+    plans: list[Plan]
+    shape: tuple[int, ...]
+    out: FloatArray | None
+    in_place: bool
+
+    def compute(self) -> FloatArray:
+        stacked = len(self.problems) > 1
+        first = self.problems[0]
+        if self.out is not None and self.in_place:
+            target = self.out
+        else:
+            target = np.empty((len(self.problems), *first.shape) if stacked else first.shape, first.dtype)
+        for i, (problem, plan) in enumerate(zip(self.problems, self.plans, strict=True)):
+            evaluate(problem, plan, target[i] if stacked else target)
+        if len(self.shape) == 4:
+            n1, n2, c, _ = self.shape
+            target = target.reshape(n1, c, n2, c).transpose(0, 2, 1, 3)
+        if self.out is None or self.in_place:
+            return target
+        self.out[...] = target
+        return self.out
+
+
+def _prepare(
+    pairs: Sequence[tuple[GradientFeatures, GradientFeatures | None]],
     outputs: str,
     roots: Mapping[str, tuple[FloatArray, ...]],
     out: FloatArray | None,
     limit: int,
     threads: int,
-) -> FloatArray:
-    problems = lower(feats, feats2, "full" if feats.num_outputs == 1 else outputs, roots)
-    shape = result_shape(feats, feats2, outputs)
-    stacked = len(problems) > 1
+) -> list[_Job]:
+    """Plan all kernels of a call, each beside the results of all the others."""
+    lowered = [lower(*pair, outputs, roots, limit) for pair in pairs]
+    shapes = [result_shape(*pair, outputs) for pair in pairs]
     # A given `out` is written in place where its rows are contiguous; the "full" layout never is, seen as a matrix.
-    in_place = out is not None and len(shape) < 4 and out.strides[-1] == out.itemsize
-    output_bytes = 0 if in_place else _result_bytes(feats, feats2, outputs)
-    plans = [make_plan(p, output_bytes=output_bytes, memory_limit=limit, threads=threads) for p in problems]
-    if out is not None and in_place:
-        target = out
-    else:
-        matrix = (len(problems), *problems[0].shape) if stacked else problems[0].shape
-        target = np.empty(matrix, feats.dtype)
-    for i, (problem, plan) in enumerate(zip(problems, plans, strict=True)):
-        evaluate(problem, plan, target[i] if stacked else target)
-    if len(shape) == 4:
-        n1, n2, c, _ = shape
-        target = target.reshape(n1, c, n2, c).transpose(0, 2, 1, 3)
-    if out is None or in_place:
-        return target
-    out[...] = target
-    return out
+    in_place = out is not None and out.ndim < 4 and out.strides[-1] == out.itemsize
+    results = 0 if in_place else sum(_result_bytes(*pair, outputs) for pair in pairs)
+    copied = sum(problem.copied_bytes for problems in lowered for problem in problems)
+    jobs = []
+    for problems, shape in zip(lowered, shapes, strict=True):
+        plans = [
+            make_plan(p, output_bytes=results + copied - p.copied_bytes, memory_limit=limit, threads=threads)
+            for p in problems
+        ]
+        jobs.append(_Job(problems, plans, shape, out, in_place))
+    return jobs

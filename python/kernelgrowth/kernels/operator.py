@@ -64,7 +64,7 @@ class NTKOperator:
         self._limit = resolve_memory_limit(memory_limit)
         self._feats, self._feats2, self._outputs = feats, feats2, outputs
         self._preconditioner = preconditioner
-        (self._problem,) = lower(feats, feats2, "full" if feats.num_outputs == 1 else outputs, self._roots)
+        (self._problem,) = lower(feats, feats2, outputs, self._roots, self._limit)
         self._gram: FloatArray | None = None
         self.shape: tuple[int, int] = self._problem.shape
         self.dtype: np.dtype[Any] = feats.dtype
@@ -112,6 +112,8 @@ class NTKOperator:
     def rmatvec(self, v: Any) -> FloatArray:
         """Return Kᵀ v, for SciPy."""
         vectors = as_array("v", v, ndim=(1, 2), finite=False)
+        if vectors.shape[0] != self.shape[0]:
+            raise ValueError(f"v must have {self.shape[0]} rows, got shape {vectors.shape}")
         product: FloatArray = self.gram().T @ vectors
         return product
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from kernelgrowth._backend import native
 from kernelgrowth._backend.errors import MemoryLimitError
@@ -26,18 +30,23 @@ class BlockPlan:
         Floating-point operations needed (a symmetric Gram counts its upper triangle).
     bytes : int
         Bytes of features read.
-    chunks : int
-        Passes over the output: 0 for a block fused with the others into one.
-    weight_rows : int
-        Rows of the weight expanded at a time; 0 where nothing is expanded.
+    pieces : int
+        Parts in which its gradients are written out; 0 where they are not.
+    together : int
+        Pieces that are held, and handed to one pass over the output, at a time.
     """
 
     name: str
     strategy: str
     flops: int
     bytes: int
-    chunks: int = 0
-    weight_rows: int = 0
+    pieces: int = 0
+    together: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Passes over the output; 0 for a block fused with others."""
+        return -(-self.pieces // self.together) if self.pieces else 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Plan:
         Of the matrix computed.
     output_bytes, workspace_bytes : int
         The matrix itself (0 if the caller gave it), and everything else at its peak.
+    fused_batches : tuple of int
+        Numbers of fused terms that go into the passes over the output; one pass where memory allows it.
     memory_limit : int
         Bytes allowed.
     threads : int
@@ -60,6 +71,7 @@ class Plan:
     shape: tuple[int, int]
     output_bytes: int
     workspace_bytes: int
+    fused_batches: tuple[int, ...]
     memory_limit: int
     threads: int
 
@@ -70,10 +82,10 @@ class Plan:
 
     def __str__(self) -> str:
         width = max(len("block"), *(len(block.name) for block in self.blocks))
-        lines = [f"{'block':<{width}}  {'strategy':<9} {'Gflop':>10} {'features':>10} {'chunks':>6}"]
+        lines = [f"{'block':<{width}}  {'strategy':<9} {'Gflop':>10} {'features':>10} {'passes':>6}"]
         lines += [
             f"{b.name:<{width}}  {b.strategy:<9} {b.flops / 1e9:>10.3f} {format_bytes(b.bytes):>10} "
-            f"{b.chunks if b.chunks else 'fused':>6}"
+            f"{b.passes if b.passes else 'fused':>6}"
             for b in self.blocks
         ]
         rows, columns = self.shape
@@ -94,56 +106,86 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     MemoryLimitError
         If the smallest plan does not fit; nothing has been computed then.
     """
-    fused = [b.term for b in problem.blocks if isinstance(b, FusedTerm)]
-    minimum = full = 0
-    if fused:
-        minimum, full = native.gram_workspace(fused, problem.shape, symmetric=problem.symmetric, threads=threads)
-    # Scratch of a one-factor Gram, whose packing is counted with its rows.
-    scratch = 0
+    fused = [term for b in problem.blocks if isinstance(b, FusedTerm) for term in b.terms]
     expansions = [b for b in problem.blocks if isinstance(b, Expansion)]
-    if expansions:
-        scratch = _scratch_bytes(problem, threads)
-        minimum = max(minimum, *(e.bytes_per_weight_row + scratch for e in expansions))
-        minimum = max(minimum, *(e.bias_bytes + scratch for e in expansions))
-    allowed = memory_limit - output_bytes
-    if minimum > allowed:
-        needed = output_bytes + minimum
+    fixed = output_bytes + problem.copied_bytes
+    minimum = max(
+        [_workspace(problem, [term], threads)[0] for term in fused]
+        + [e.transient_bytes + _piece_bytes(e) + _workspace(problem, [_longest(e)], threads)[0] for e in expansions]
+    )
+    if fixed + minimum > memory_limit:
+        needed = fixed + minimum
         raise MemoryLimitError(
             f"a kernel of shape {problem.shape} in {problem.dtype} needs at least {format_bytes(needed)} "
-            f"({format_bytes(output_bytes)} output and {format_bytes(minimum)} workspace), but memory_limit is "
-            f"{format_bytes(memory_limit)}",
+            f"({format_bytes(output_bytes)} output, {format_bytes(problem.copied_bytes)} copied features, "
+            f"{format_bytes(minimum)} workspace), but memory_limit is {format_bytes(memory_limit)}",
             needed=needed,
             limit=memory_limit,
         )
-    workspace = min(full, allowed)
+    allowed = memory_limit - fixed
+    batches = _batches(problem, fused, allowed, threads)
+    workspace = 0
+    for count, end in zip(batches, itertools.accumulate(batches), strict=True):
+        workspace = max(workspace, min(allowed, _workspace(problem, fused[end - count : end], threads)[1]))
     plans = []
     for block in problem.blocks:
-        weight_rows = chunks = 0
+        pieces = together = 0
         if isinstance(block, Expansion):
-            weight_rows = max(1, min(block.d_out, (allowed - scratch) // block.bytes_per_weight_row))
-            chunks = -(-block.d_out // weight_rows) + int(block.bias)
-            workspace = max(workspace, scratch + weight_rows * block.bytes_per_weight_row)
-        plans.append(_block_plan(problem, block, chunks, weight_rows))
-    return Plan(tuple(plans), problem.shape, output_bytes, workspace, memory_limit, threads)
+            pieces = len(block.pieces)
+            one, two = (_workspace(problem, [_longest(block)] * count, threads)[1] for count in (1, 2))
+            each = _piece_bytes(block) + two - one  # written out and packed; what else `one` holds is scratch
+            rest = 2 * one - two + block.transient_bytes
+            together = max(1, min(pieces, (allowed - rest) // each))
+            workspace = max(workspace, min(allowed, rest + together * each))
+        plans.append(_block_plan(problem, block, pieces, together))
+    return Plan(
+        tuple(plans),
+        problem.shape,
+        output_bytes,
+        workspace + problem.copied_bytes,
+        tuple(batches),
+        memory_limit,
+        threads,
+    )
 
 
-def _scratch_bytes(problem: Problem, threads: int) -> int:
-    # The Gram's own scratch does not depend on the factors' length: ask for it with vectors of length one.
-    expansion = next(b for b in problem.blocks if isinstance(b, Expansion))
-    sides = [d[:, :, 0, :1] for _, d in expansion.sides]
-    if expansion.fold:
-        sides = [d[:, :1] for d in sides]
-    term = native.GramTerm(native.Factor(*sides))
-    return native.gram_workspace([term], problem.shape, symmetric=problem.symmetric, threads=threads)[1]
+def _workspace(problem: Problem, terms: Sequence[native.GramTerm], threads: int) -> tuple[int, int]:
+    return native.gram_workspace(terms, problem.shape, symmetric=problem.symmetric, threads=threads)
 
 
-def _block_plan(problem: Problem, block: LoweredBlock, chunks: int, weight_rows: int) -> BlockPlan:
+def _piece_bytes(block: Expansion) -> int:
+    """Return the bytes of the longest piece written out on all sides."""
+    longest = max(length for _, _, length in block.pieces)
+    return sum(n * c * longest for n, c in block.shapes) * block.dtype.itemsize
+
+
+def _longest(block: Expansion) -> native.GramTerm:
+    """Return a term of the longest piece's shape that takes no memory."""
+    longest = max(length for _, _, length in block.pieces)
+    shapes = [(n, 1, c * longest) if block.fold else (n, c, longest) for n, c in block.shapes]
+    return native.GramTerm(native.Factor(*(np.broadcast_to(np.zeros((), block.dtype), shape) for shape in shapes)))
+
+
+def _batches(problem: Problem, fused: Sequence[native.GramTerm], allowed: int, threads: int) -> list[int]:
+    """Return how many terms go into each call, in their order: all of them if the workspace allows it."""
+    counts: list[int] = []
+    begin = 0
+    while begin < len(fused):
+        end = len(fused)
+        while end - begin > 1 and _workspace(problem, fused[begin:end], threads)[0] > allowed:
+            end = begin + (end - begin + 1) // 2
+        counts.append(end - begin)
+        begin = end
+    return counts
+
+
+def _block_plan(problem: Problem, block: LoweredBlock, pieces: int, together: int) -> BlockPlan:
     def pairs(rows: int, columns: int) -> int:
         return rows * (rows + 1) // 2 if problem.symmetric else rows * columns
 
     if isinstance(block, FusedTerm):
         flops = count = 0
-        for factor in (block.term.first, block.term.second):
+        for factor in (factor for term in block.terms for factor in term[:2]):
             if factor is None:
                 continue
             left = factor.left
@@ -151,10 +193,7 @@ def _block_plan(problem: Problem, block: LoweredBlock, chunks: int, weight_rows:
             flops += 2 * pairs(left.shape[0] * left.shape[1], right.shape[0] * right.shape[1]) * left.shape[2]
             count += left.nbytes + (0 if factor.right is None else factor.right.nbytes)
         return BlockPlan(block.name, block.strategy, flops, count)
-    length = block.d_out * (block.d_in + int(block.bias)) * (block.sides[0][1].shape[1] if block.fold else 1)
-    flops = 2 * pairs(*problem.shape) * length
-    for _, d in block.sides:
-        flops += 2 * d.shape[0] * d.shape[1] * d.shape[2] * block.d_in * block.d_out
-        flops += d.size if block.bias else 0
-    count = sum(a.nbytes + d.nbytes for a, d in block.sides)
-    return BlockPlan(block.name, "expand", flops, count, chunks, weight_rows)
+    length = sum(length for _, _, length in block.pieces)
+    outputs = block.shapes[0][1]
+    flops = 2 * pairs(*problem.shape) * length * (outputs if block.fold else 1)
+    return BlockPlan(block.name, "expand", flops + block.flops, block.nbytes, pieces, together)

@@ -122,10 +122,17 @@ class History(Mapping[str, npt.NDArray[Any]]):
 
     def _distance_to_final(self) -> FloatArray:
         if self._distance is None:
-            distance = np.full(len(self._records), np.nan)
+            distance: FloatArray = np.full(len(self._records), np.nan)
             position = {record["step"]: i for i, record in enumerate(self._records)}
             steps = self.kernel_steps
-            final = self._packed(steps[-1]) if steps else np.empty(0)
+            final: FloatArray = np.empty(0)
+            # A run still being written may drop any kernel, the newest one too.
+            while steps:
+                try:
+                    final = self._store.load_kernel(steps[-1])
+                    break
+                except KeyError:
+                    steps.pop()
             for step in steps:
                 # A run still being written may drop a kernel at any moment.
                 with contextlib.suppress(KeyError):

@@ -99,6 +99,7 @@ def open_store(
             f"{out}: holds another run ({len(folder.records())} tracked steps, {recorded['status']}): "
             f"choose another folder, remove this one, or resume"
         )
+    folder.claim()
     check_same_run(recorded, info, out)
     kept = [record["step"] for record in folder.records() if record["step"] < step]
     if kept != steps:

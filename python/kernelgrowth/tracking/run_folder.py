@@ -16,9 +16,11 @@ which readers leave out; a kernel without its line in the series was never recor
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +44,9 @@ _LEFTOVER = re.compile(r"\.(run\.json|(probe|first|last)\.npz|\d{8,}\.npy)\.\d+\
 _COMPANION = re.compile(r"checkpoint.*|.*\.toml|.*\.log|\..*")
 
 
+_HELD: weakref.WeakValueDictionary[str, RunFolder] = weakref.WeakValueDictionary()
+
+
 class RunFolder:
     """The files of one run. Every failure is a `RunFolderError` that names the file and the reason.
 
@@ -56,6 +61,7 @@ class RunFolder:
         self._info_path = self.path / "run.json"
         self._series_path = self.path / "series.jsonl"
         self._kernel_folder = self.path / "kernels"
+        self._release: weakref.finalize[..., RunFolder] | None = None
 
     def holds_run(self) -> bool:
         """Whether the folder holds a run; False if a run may be started there.
@@ -84,8 +90,42 @@ class RunFolder:
         """Make the folder, if need be, and claim it for a run described by `info`."""
         with _explained(self.path, "create"):
             self.path.mkdir(parents=True, exist_ok=True)
+        self.claim()
         self.write_info(info)
         self._prepare()
+
+    def claim(self) -> None:
+        """Be the one process that writes here, until `release` or the process ends, however it ends.
+
+        Raises
+        ------
+        RunFolderError
+            If another writer holds the folder.
+        """
+        if self._release is not None and self._release.alive:
+            return
+        place = str(self.path.resolve())
+        # Another writer of this very process has been left behind: a loop of one's own need not close its tracker.
+        if (earlier := _HELD.get(place)) is not None:
+            earlier.release()
+        with _explained(self.path, "open"):
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise RunFolderError(f"{self.path}: another process is recording here: wait for it, or stop it") from None
+        except OSError:
+            # A file system without locks.
+            os.close(handle)
+            return
+        self._release = weakref.finalize(self, os.close, handle)
+        _HELD[place] = self
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self._release is not None:
+            self._release()
 
     def read_info(self) -> dict[str, Any]:
         """Return the content of ``run.json``, checked for format and version."""

@@ -49,6 +49,9 @@ class RunStore(Protocol):
     def truncate(self, step: int) -> None:
         """Forget everything recorded at `step` and later."""
 
+    def release(self) -> None:
+        """Let others write here: the run has ended."""
+
     def sync(self) -> None:
         """Return when all appended records would survive a crash of the machine."""
 
@@ -112,6 +115,9 @@ class MemoryStore:
         for name in ("first", "last"):
             if name in self._arrays and int(self._arrays[name]["step"]) >= step:
                 del self._arrays[name]
+
+    def release(self) -> None:
+        """Nobody else could write here."""
 
     def sync(self) -> None:
         """Nothing here outlives the process."""

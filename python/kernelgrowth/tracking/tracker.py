@@ -375,4 +375,7 @@ class NTKTracker:
     def _finish(self, status: str) -> None:
         self._running.sync()
         self._info["status"] = status
-        self._running.write_info(self._info)
+        try:
+            self._running.write_info(self._info)
+        finally:
+            self._running.release()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype
 from kernelgrowth._backend.checks import check_number
 from kernelgrowth.nets.network import Network
@@ -52,7 +54,8 @@ def check_data(data: Any, net: Network, params: Mapping[str, Any], loss: Loss) -
         array_namespace(x, first)
         float_dtype(**{f"params[{name!r}]": first, "x": x})
     # One example is enough for the net to refuse shapes and names that do not fit.
-    net.forward(params, x[:1], check_finite=False)
+    with np.errstate(all="ignore"):
+        net.forward(params, x[:1], check_finite=False)
     y = loss.prepare_targets(y, num_outputs=net.num_outputs, dtype=x.dtype)
     array_namespace(x, y)
     if len(y) != len(x):
