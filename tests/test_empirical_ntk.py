@@ -32,11 +32,12 @@ def smallest_limit(compute):
         try:
             compute(memory_limit=limit)
         except MemoryLimitError as error:
-            assert error.limit == limit
-            assert error.needed > limit
-            limit = error.needed
+            refusal = error
         else:
             return limit
+        assert refusal.limit == limit
+        assert refusal.needed > limit
+        limit = refusal.needed
 
 
 def random_features(rng, n=12, c=2, dtype=np.float64, scale=1.0):

@@ -239,6 +239,48 @@ def test_overwriting_spares_a_folder_with_other_files(tmp_path):
     assert len(kg.load_run(first.folder).steps) == len(first.history.steps)
 
 
+def test_overwriting_follows_no_link_and_spares_whatever_is_not_a_runs(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "00000001.npy").write_text("keep")
+    folder = run_experiment(teacher_config(), tmp_path / "run").folder
+    before = {path.name for path in folder.iterdir()}
+    (folder / "kernels" / "sub").mkdir()
+    with pytest.raises(kg.RunFolderError, match="not overwritten, it also holds kernels/sub"):
+        run_experiment(teacher_config(), folder, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == before
+    (folder / "kernels" / "sub").rmdir()
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "kernels").symlink_to(precious)
+    with pytest.raises(kg.RunFolderError, match="not overwritten"):
+        run_experiment(teacher_config(), linked, overwrite=True)
+    no_run = tmp_path / "no run"
+    no_run.mkdir()
+    (no_run / "report.html").write_text("mine")
+    with pytest.raises(kg.RunFolderError, match=r"it also holds report\.html"):
+        run_experiment(teacher_config(), no_run, overwrite=True)
+    assert (precious / "00000001.npy").read_text() == "keep"
+    assert (no_run / "report.html").read_text() == "mine"
+
+
+def test_a_configuration_of_ones_own_is_not_replaced(tmp_path):
+    own = "# mine\n" + teacher_config(training={"steps": 7}).to_toml()
+    (tmp_path / "experiment.toml").write_text(own)
+    with pytest.raises(kg.RunFolderError, match=r"experiment\.toml: describes another experiment"):
+        run_experiment(teacher_config(), tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(kg.RunFolderError):
+        run_experiment(teacher_config(), tmp_path)
+    assert (tmp_path / "experiment.toml").read_text() == own
+
+
+def test_a_network_that_starts_at_zero_is_reported_as_undetermined(tmp_path):
+    result = run_experiment(teacher_config(net={"sigma": 1e-200}), tmp_path / "run")
+    assert result.summary["verdict"] == "undetermined"
+    assert "raise the initial scale" in result.summary["verdict_sentence"]
+
+
 def test_nothing_is_written_when_the_configuration_does_not_fit_the_data(tmp_path):
     wrong = {
         "net.widths": teacher_config(),

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +327,17 @@ def test_a_folder_of_something_else_is_refused_and_a_companion_is_not(tmp_path: 
         RunFolder(tmp_path / "thesis.tex").holds_run()
     with pytest.raises(RunFolderError, match=r"cannot create: Not a directory"):
         RunFolder(tmp_path / "thesis.tex" / "run").create(INFO)
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
+    code = "import sys; from kernelgrowth.tracking.run_folder import RunFolder; RunFolder(sys.argv[1]).claim()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    here = RunFolder(tmp_path)
+    here.claim()
+    other = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "another process is recording here" in other.stderr
+    here.release()
+    assert subprocess.run(command, timeout=60).returncode == 0
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

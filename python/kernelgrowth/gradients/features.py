@@ -119,7 +119,7 @@ def _with_outputs_and_positions(d: FloatArray, activations: FloatArray) -> Float
 def _check_scale(scale: Any, dtype: np.dtype[Any]) -> float:
     number = check_number("scale", scale, minimum=0.0)
     limits = np.finfo(dtype)
-    if number > limits.max or 0.0 < number < limits.smallest_subnormal:
+    if number > float(limits.max) or 0.0 < number < float(limits.smallest_subnormal):
         raise ValueError(f"scale must be a number that {dtype} can hold, got {number:g}")
     return number
 
