@@ -160,6 +160,7 @@ class Gram {
   using Side = std::vector<PackedTerm<T>>;
 
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
+  index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
   // The strip's sum, a product of each factor, and a run of a long one.
   static constexpr index_t buffers_per_thread = 4;
@@ -261,8 +262,8 @@ class Gram {
     T* sum = scratch;
     T* first = sum + scratch_elements();
     T* second = first + scratch_elements();
-    // Whole panels: what lies beyond the last column is computed and never written.
-    const index_t width = round_up(cols.size(), panel());
+    // Whole vectors: what lies beyond the last column is computed and never written.
+    const index_t width = round_up(cols.size(), lanes());
     // Columns of row r in panels wholly below the diagonal, which `product` leaves as it found them.
     auto left_out = [&, begin = cols.begin, below = diagonal](index_t r) {
       return below ? round_down(r, panel()) - begin : 0;
@@ -310,19 +311,21 @@ class Gram {
         for (index_t j = c.begin; j < c.end; j += panel()) {
           const T* b = right.panel(col_block, j / panel()) + k * panel();
           const bool last = j + panel() >= c.end;
+          // The last panel may be needed in part only.
+          const auto inner_products = kernels_.inner_products[ceil_div(std::min(panel(), c.end - j), lanes()) - 1];
           const T* ahead = last ? b : right.panel(col_block, j / panel() + 1) + k * panel();
           // Register tiles wholly below the diagonal are left out.
           const index_t end = region.diagonal ? std::min(r.end, j + panel()) : r.end;
           for (index_t i = r.begin; i < end; i += tile_rows()) {
             const T* a = left.panel(row_block, i / panel()) + k * panel() + i % panel();
-            kernels_.inner_products(a, b, depth, values + (i - r.begin) * strip_width_ + (j - c.begin),
-                                    static_cast<std::size_t>(strip_width_), k > run, ahead);
+            inner_products(a, b, depth, values + (i - r.begin) * strip_width_ + (j - c.begin),
+                           static_cast<std::size_t>(strip_width_), k > run, ahead);
             if (!last) ahead += depth * kernels_.fetched_per_step;
           }
         }
       }
       if (run > 0) {
-        const std::size_t width = static_cast<std::size_t>(round_up(c.size(), panel()));
+        const std::size_t width = static_cast<std::size_t>(round_up(c.size(), lanes()));
         for (index_t i = 0; i < r.size(); ++i) {
           const index_t skip = region.diagonal ? std::max<index_t>(0, round_down(r.begin + i, panel()) - c.begin) : 0;
           kernels_.add_term(target + i * strip_width_ + skip, values + i * strip_width_ + skip,

@@ -94,29 +94,29 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
   }
 }
 
-template <class T>
+template <class T, std::size_t Vectors>
 void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
-  constexpr std::size_t rows = Tile<T>::rows, vectors = Tile<T>::vectors, panel = Tile<T>::panel;
+  constexpr std::size_t rows = Tile<T>::rows, panel = Tile<T>::panel;
 
-  Vector sum[rows][vectors] = {};
+  Vector sum[rows][Vectors] = {};
   for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
     if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead + k * fetched_per_step<T>);
-    Vector right[vectors];
+    Vector right[Vectors];
 #pragma GCC unroll 8
-    for (std::size_t j = 0; j < vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);
+    for (std::size_t j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);
 #pragma GCC unroll 8
     for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
-      for (std::size_t j = 0; j < vectors; ++j) sum[i][j] += a[i] * right[j];
+      for (std::size_t j = 0; j < Vectors; ++j) sum[i][j] += a[i] * right[j];
     }
   }
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
-    for (std::size_t j = 0; j < vectors; ++j) {
+    for (std::size_t j = 0; j < Vectors; ++j) {
       auto* target = reinterpret_cast<Unaligned*>(c + i * ldc + j * lanes<T>);
       *target = accumulate ? *target + sum[i][j] : sum[i][j];
     }
@@ -221,10 +221,24 @@ double multiply_add(std::size_t iterations, T* sink) {
   return 2.0 * static_cast<double>(iterations) * static_cast<double>(chains * lanes<T>);
 }
 
+// Panels narrower than the widest leave the last entries of the table unused.
+template <class T, std::size_t Vectors>
+constexpr auto narrow_inner_products = inner_products<T, (Vectors < Tile<T>::vectors ? Vectors : Tile<T>::vectors)>;
+
 template <class T>
 constexpr KernelTable<T> table() {
-  return {Tile<T>::panel,  Tile<T>::rows, pack<T>, inner_products<T>, fetched_per_step<T>, add_term<T>,
-          add_hadamard<T>, row_sums<T>,   dot<T>,  multiply_add<T>};
+  return {Tile<T>::panel,
+          Tile<T>::rows,
+          lanes<T>,
+          pack<T>,
+          {narrow_inner_products<T, 1>, narrow_inner_products<T, 2>, narrow_inner_products<T, 3>,
+           narrow_inner_products<T, 4>, narrow_inner_products<T, 5>, narrow_inner_products<T, 6>},
+          fetched_per_step<T>,
+          add_term<T>,
+          add_hadamard<T>,
+          row_sums<T>,
+          dot<T>,
+          multiply_add<T>};
 }
 
 }  // namespace

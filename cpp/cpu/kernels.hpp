@@ -11,22 +11,27 @@ struct RowSums {
   double sum, squares, other_sum, other_squares, inner_product;
 };
 
+// Most vector registers that a panel is wide.
+constexpr std::size_t max_panel_vectors = 6;
+
 template <class T>
 struct KernelTable {
   // Packed factors are panels of `panel` rows, stored [depth][panel]; register tiles are tile_rows x panel.
   std::size_t panel;
   std::size_t tile_rows;
+  std::size_t lanes;
 
   // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i < panel.
   void (*pack)(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
   // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
   // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
-  void (*inner_products)(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate,
-                         const T* ahead);
+  // inner_products[v - 1] computes the first v * lanes columns only.
+  void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
+                                            bool accumulate, const T* ahead);
   std::size_t fetched_per_step;
-  // sum += scale * (p + offset); n a multiple of the panel
+  // sum += scale * (p + offset); n a multiple of the lanes
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
-  // sum += scale * (p + offset) * q; n a multiple of the panel
+  // sum += scale * (p + offset) * q; n a multiple of the lanes
   void (*add_hadamard)(T* sum, const T* p, const T* q, std::size_t n, T offset, T scale);
   // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
   RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
