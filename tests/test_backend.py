@@ -271,8 +271,8 @@ class TestRuntime:
                     rows = np.ones((1, 20_000), np.float32).repeat(20_000, axis=0)
                     features = GradientFeatures({"w": Rows(rows)})
                     out = np.empty((20_000, 20_000), np.float32)
-                    print("ready", flush=True)
                     try:
+                        print("ready", flush=True)
                         empirical_ntk(features, out=out, num_threads=1, memory_limit=2**30)
                     except KeyboardInterrupt:
                         print("stopped", flush=True)
@@ -285,7 +285,6 @@ class TestRuntime:
             text=True,
         )
         assert process.stdout.readline().strip() == "ready"
-        # Sent until it is heard: the first may arrive before the call has begun, and then stops there.
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=120)
         assert out.strip() == "stopped"

@@ -11,7 +11,7 @@ from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth.kernels.lowering import Expansion, FusedTerm, Problem
 from kernelgrowth.kernels.plan import Plan
 
-__all__ = ["evaluate"]
+__all__ = ["check_range", "evaluate"]
 
 
 def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
@@ -47,10 +47,9 @@ def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
     for count in plan.fused_batches:
         add(fused[:count], allowed)
         fused = fused[count:]
-    _check_range(problem, out)
 
 
-def _check_range(problem: Problem, out: FloatArray) -> None:
+def check_range(problem: Problem, out: FloatArray) -> None:
     """Refuse a kernel that left the range of its dtype; on the diagonal it is largest."""
     values = out.diagonal() if problem.symmetric else out
     with np.errstate(over="ignore", invalid="ignore"):

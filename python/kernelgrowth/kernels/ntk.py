@@ -13,7 +13,7 @@ from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
-from kernelgrowth.kernels.evaluate import evaluate
+from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_preconditioner, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 
@@ -65,7 +65,7 @@ def empirical_ntk(
     Raises
     ------
     TypeError, ValueError
-        If an argument is unusable; the message names it.
+        If an argument is unusable; the message names it. Also if the kernel leaves the range of its dtype.
     MemoryLimitError
         If the smallest plan does not fit `memory_limit`; nothing has been computed then.
 
@@ -175,7 +175,9 @@ class _Job:
         else:
             target = np.empty((len(self.problems), *first.shape) if stacked else first.shape, first.dtype)
         for i, (problem, plan) in enumerate(zip(self.problems, self.plans, strict=True)):
-            evaluate(problem, plan, target[i] if stacked else target)
+            matrix = target[i] if stacked else target
+            evaluate(problem, plan, matrix)
+            check_range(problem, matrix)
         if len(self.shape) == 4:
             n1, n2, c, _ = self.shape
             target = target.reshape(n1, c, n2, c).transpose(0, 2, 1, 3)

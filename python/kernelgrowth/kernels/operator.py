@@ -13,7 +13,7 @@ from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.diagonal import block_diagonal
-from kernelgrowth.kernels.evaluate import evaluate
+from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import check_pair, check_preconditioner, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 
@@ -37,6 +37,8 @@ class NTKOperator:
         As in `empirical_ntk`.
     memory_limit : int, optional
         Bytes that the stored kernel and its computation may take.
+    check_finite : bool
+        Whether a kernel that leaves the range of its dtype is a `ValueError`.
 
     Attributes
     ----------
@@ -57,6 +59,7 @@ class NTKOperator:
         outputs: str = "full",
         preconditioner: Mapping[str, Any] | None = None,
         memory_limit: int | None = None,
+        check_finite: bool = True,
     ) -> None:
         check_pair(feats, feats2)
         check_choice("outputs", outputs, _MODES)
@@ -64,6 +67,7 @@ class NTKOperator:
         self._limit = resolve_memory_limit(memory_limit)
         self._feats, self._feats2, self._outputs = feats, feats2, outputs
         self._preconditioner = preconditioner
+        self._check_finite = check_finite
         (self._problem,) = lower(feats, feats2, outputs, self._roots, self._limit)
         self._gram: FloatArray | None = None
         self.shape: tuple[int, int] = self._problem.shape
@@ -90,6 +94,8 @@ class NTKOperator:
             plan = self.plan()
             out: FloatArray = np.empty(self.shape, self.dtype)
             evaluate(self._problem, plan, out)
+            if self._check_finite:
+                check_range(self._problem, out)
             out.flags.writeable = False
             self._gram = out
         return self._gram
@@ -147,6 +153,7 @@ class NTKOperator:
                 outputs=self._outputs,
                 preconditioner=None if self._preconditioner is None else {name: self._preconditioner[name]},
                 memory_limit=self._limit,
+                check_finite=self._check_finite,
             )
             for name in self._feats
         }

@@ -105,7 +105,8 @@ def measure(
     Measurement
         Undefined values (an alignment with a zero kernel, a velocity at the first step) are NaN.
     """
-    operator = NTKOperator(features, outputs=outputs)
+    # A kernel on its way to infinity is recorded as far as it has numbers; the trainer says when the loss has none.
+    operator = NTKOperator(features, outputs=outputs, check_finite=False)
     columns = kernel_targets(targets, outputs)
     if "layers" in names:
         kernel, layers = _kernel_of_layers(operator, columns)
@@ -123,7 +124,7 @@ def measure(
 
 def cross_kernel(test_features: GradientFeatures, features: GradientFeatures, outputs: str) -> FloatArray:
     """Return K(x_test, x_probe) as a matrix with the rows and columns that `measure` gives the kernel."""
-    return to_numpy(NTKOperator(test_features, features, outputs=outputs).gram())
+    return to_numpy(NTKOperator(test_features, features, outputs=outputs, check_finite=False).gram())
 
 
 def _kernel_of_layers(operator: NTKOperator, columns: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
