@@ -33,9 +33,11 @@ OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 Preconditioner = Mapping[str, tuple[FloatArray, ...]]
 
 
-# Gradients are written out, and long vectors handed over, in pieces of so many entries at most: whole panels of the
-# Gram's own runs, so that an entry is the same sum however many pieces the memory lets stand side by side.
+# Gradients are written out in pieces of about so many entries an output, each a term of its own. Where the pieces end
+# depends on the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory.
 PIECE = 4096
+# Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
+LONGEST_ROWS = 8 * PIECE
 
 
 @dataclass(frozen=True)
@@ -386,7 +388,6 @@ def _problem(
 
 def _fused_rows(name: str, rows: tuple[FloatArray, ...], scale: float, fold: bool) -> FusedTerm:
     folded = [_fold(g) if fold else g for g in rows]
-    # Long rows are several terms, so that packing them need not take as much memory as they do themselves.
-    parts = _slices(folded[0].shape[2], 8 * PIECE)
+    parts = _slices(folded[0].shape[2], LONGEST_ROWS)
     terms = tuple(GramTerm(Factor(*(g[..., part] for g in folded)), scale=scale) for part in parts)
     return FusedTerm(name, "rows", terms)
