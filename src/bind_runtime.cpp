@@ -16,6 +16,13 @@ void register_runtime(py::module_& m) {
         return double_precision ? multiply_add_peak<double>(threads, isa) : multiply_add_peak<float>(threads, isa);
       },
       py::kw_only(), py::arg("double_precision") = false, py::arg("threads") = 0, py::arg("isa") = "");
+  m.def(
+      "copy_bandwidth",
+      [](int threads) {
+        const py::gil_scoped_release release;
+        return copy_bandwidth(threads);
+      },
+      py::kw_only(), py::arg("threads") = 0);
 }
 
 }  // namespace kernelgrowth::python

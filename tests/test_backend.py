@@ -289,3 +289,7 @@ class TestRuntime:
         out, _ = process.communicate(timeout=120)
         assert out.strip() == "stopped"
         assert process.returncode == 0
+
+
+def test_the_copy_bandwidth_is_a_speed():
+    assert 1e8 < native.copy_bandwidth(threads=1) < 1e13

@@ -160,3 +160,19 @@ def test_from_net_expands_to_the_derivatives_of_the_network(activation, paramete
                 expected = [gradients[f"{name}.weight"].ravel()]
                 expected += [gradients[f"{name}.bias"]] if block.bias else []
                 np.testing.assert_allclose(expanded, np.concatenate(expected), rtol=1e-10, atol=1e-12)
+
+
+def test_a_part_of_the_examples_is_a_view():
+    rng = np.random.default_rng(0)
+    features = GradientFeatures(
+        {
+            "w": OuterProduct(rng.normal(size=(6, 3)), rng.normal(size=(6, 2, 4)), bias=True),
+            "g": Rows(rng.normal(size=(6, 2, 5))),
+        },
+        predictions=rng.normal(size=(6, 2)),
+    )
+    part = features.examples(1, 4)
+    assert (part.num_examples, part.num_outputs, part.num_parameters) == (3, 2, features.num_parameters)
+    assert np.shares_memory(part["w"].backprops, features["w"].backprops)
+    assert np.array_equal(part["g"].rows, features["g"].rows[1:4])
+    assert np.array_equal(part.predictions, features.predictions[1:4])

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
+#include <memory>
 
 #include "cpu/dispatch.hpp"
 #include "kernelgrowth/runtime.hpp"
@@ -28,6 +30,26 @@ double multiply_add_peak(int threads, const std::string& isa) {
     double total = 0;
     for (const double count : operations) total += count;
     best = std::max(best, total / elapsed.count());
+  }
+  return best;
+}
+
+double copy_bandwidth(int threads) {
+  using clock = std::chrono::steady_clock;
+  constexpr std::size_t bytes = std::size_t{64} << 20;
+  constexpr int runs = 5;
+  const int used = threads > 0 ? threads : default_threads();
+  const std::size_t part = bytes / static_cast<std::size_t>(used);
+  const auto source = std::make_unique<char[]>(bytes), target = std::make_unique<char[]>(bytes);
+  double best = 0;
+  for (int run = 0; run < runs; ++run) {
+    const auto start = clock::now();
+    parallel_for(used, used, [&](index_t i, int) {
+      const std::size_t offset = static_cast<std::size_t>(i) * part;
+      std::memcpy(target.get() + offset, source.get() + offset, part);
+    });
+    const std::chrono::duration<double> elapsed = clock::now() - start;
+    best = std::max(best, 2.0 * static_cast<double>(part) * used / elapsed.count());
   }
   return best;
 }

@@ -9,4 +9,7 @@ namespace kernelgrowth {
 template <class T>
 double multiply_add_peak(int threads, const std::string& isa);
 
+// Bytes read and written a second by copies larger than any cache, on `threads` threads at once; the best of several.
+double copy_bandwidth(int threads);
+
 }  // namespace kernelgrowth

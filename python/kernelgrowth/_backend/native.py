@@ -25,6 +25,7 @@ __all__ = [
     "Factor",
     "GramTerm",
     "KernelStatistics",
+    "copy_bandwidth",
     "gram",
     "gram_workspace",
     "info",
@@ -194,6 +195,11 @@ def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: 
     return _core.multiply_add_peak(
         double_precision=np.dtype(dtype) == np.float64, threads=num_threads(threads), isa=isa
     )
+
+
+def copy_bandwidth(*, threads: int | None = None) -> float:
+    """Measure how fast memory is copied, in bytes read and written a second (about a tenth of a second)."""
+    return _core.copy_bandwidth(threads=num_threads(threads))
 
 
 def info() -> dict[str, Any]:
