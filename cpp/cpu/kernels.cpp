@@ -97,22 +97,22 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
 template <class T>
 void pack_columns(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
                   std::ptrdiff_t element_stride, T* target) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
+  const bool adjacent = element_stride == 1;
   for (std::size_t k = 0; k < length; ++k, source += stride, target += panel) {
-    std::size_t i = 0;
-    if (element_stride == 1) {
-      for (; i + n <= count; i += n) {
-        *reinterpret_cast<Unaligned*>(target + i) = *reinterpret_cast<const Unaligned*>(source + i);
-      }
-      if (i > 0 && i < count) {
-        // The rest with a vector that overlaps the one before.
-        *reinterpret_cast<Unaligned*>(target + count - n) = *reinterpret_cast<const Unaligned*>(source + count - n);
-        i = count;
-      }
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < panel; i += n) {
+      *reinterpret_cast<Unaligned*>(target + i) =
+          adjacent && i + n <= count ? *reinterpret_cast<const Unaligned*>(source + i) : Vector{};
     }
-    for (; i < count; ++i) target[i] = source[static_cast<std::ptrdiff_t>(i) * element_stride];
-    for (; i < panel; ++i) target[i] = 0;
+    if (adjacent && count >= n) {
+      // The last entries with a vector that overlaps the one before.
+      *reinterpret_cast<Unaligned*>(target + count - n) = *reinterpret_cast<const Unaligned*>(source + count - n);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) target[i] = source[static_cast<std::ptrdiff_t>(i) * element_stride];
+    }
   }
 }
 

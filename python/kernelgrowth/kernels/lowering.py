@@ -29,13 +29,14 @@ Preconditioner = Mapping[str, tuple[FloatArray, ...]]
 
 
 # Gradients are written out in pieces of about so many entries, each a term of its own. Where the pieces end depends on
-# the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory.
-PIECE = 4096
+# the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory. Calibrated on
+# Zen 4, where as many of them as a vector has lanes share the second-level cache.
+PIECE = 6144
 # A piece's columns: whole panels of every instruction set, and few enough that its rows are many too, because a piece
 # reads (rows + columns) numbers a position to multiply rows * columns of them.
-COLUMNS = 48
+COLUMNS = 96
 # Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
-LONGEST_ROWS = 8 * PIECE
+LONGEST_ROWS = 2**15
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ __all__ = ["BlockPlan", "Plan", "make_plan"]
 
 # Terms whose vectors are written out go into one pass while they fit this many bytes of packed vectors: about what the
 # caches hold, so that they are used while they are there, and long enough that a pass over the output weighs nothing.
-EXPANDED_BYTES = 32 * 2**20
+EXPANDED_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
