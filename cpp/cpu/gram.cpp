@@ -8,6 +8,7 @@
 
 #include "cpu/dispatch.hpp"
 #include "cpu/packing.hpp"
+#include "cpu/rows.hpp"
 #include "kernelgrowth/error.hpp"
 #include "runtime/workspace.hpp"
 
@@ -64,6 +65,10 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
   auto shape = [&](const FactorView<T>& f, index_t rows, const char* side) {
     if (f.examples < 1 || f.outputs < 1 || f.length < 1) {
       throw InvalidArgument(std::string("gram: a ") + side + " factor is empty");
+    }
+    if (f.outer_product && (f.length != f.outer_product->length() || f.outer_product->positions < 1 ||
+                            (f.outer_product->folded > 1 && f.outputs > 1))) {
+      throw InvalidArgument(std::string("gram: a ") + side + " outer product does not have its factor's shape");
     }
     if (rows % f.examples != 0 || (f.outputs != 1 && f.rows() != rows)) {
       throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) +
@@ -138,7 +143,7 @@ class Gram {
     }
     Workspace memory(limit);
     for (int i = 0; i < threads_; ++i) {
-      scratch_.push_back(memory.take<T>(static_cast<std::size_t>(buffers_per_thread * scratch_elements())));
+      scratch_.push_back(memory.take<T>(static_cast<std::size_t>(thread_elements())));
     }
 
     if (limit == need.full) {
@@ -185,9 +190,21 @@ class Gram {
   static constexpr index_t buffers_per_thread = 4;
   index_t scratch_elements() const { return (tallest_strip + panel()) * strip_width_; }
 
+  // Packing and tiles take turns with a thread's scratch.
+  index_t thread_elements() const {
+    index_t elements = buffers_per_thread * scratch_elements();
+    auto fit = [&](const FactorPair<T>& pair) {
+      elements = std::max({elements, packing_scratch(kernels_, pair.left), packing_scratch(kernels_, pair.right)});
+    };
+    for (const auto& term : terms_) {
+      fit(term.first);
+      if (term.second) fit(*term.second);
+    }
+    return elements;
+  }
+
   std::size_t scratch_bytes() const {
-    const std::size_t elements = static_cast<std::size_t>(buffers_per_thread * scratch_elements());
-    return static_cast<std::size_t>(threads_) * Workspace::bytes_for<T>(elements);
+    return static_cast<std::size_t>(threads_) * Workspace::bytes_for<T>(static_cast<std::size_t>(thread_elements()));
   }
 
   // Of one block of all factors, packed.
@@ -232,13 +249,13 @@ class Gram {
     }
     parallel_for(
         jobs.back().end, threads_,
-        [&](index_t i, int) {
+        [&](index_t i, int worker) {
           const auto job =
               std::upper_bound(jobs.begin(), jobs.end(), i, [](index_t panel, const Job& j) { return panel < j.end; });
           const PackedLayout& l = job->packed.layout;
           const index_t per_block = l.panels_per_block(), p = i - (job->end - blocks.size() * per_block);
           pack_panel(kernels_, *job->factor, l, (blocks.begin + p / per_block) * block_examples_, p % per_block,
-                     job->packed.data + p * l.panel * l.length);
+                     job->packed.data + p * l.panel * l.length, scratch_[static_cast<std::size_t>(worker)]);
         },
         options_.poll);
     return side;

@@ -24,6 +24,14 @@ struct KernelTable {
   // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i up to the end of the register tile
   // and of the vector; what lies beyond is never read.
   void (*pack)(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // The same from vectors that lie side by side: target[k * panel + i] = source[k * stride + i * element_stride].
+  void (*pack_columns)(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
+                       std::ptrdiff_t element_stride, T* target);
+  // `lanes` rows of a panel: target[k * panel + i] = source[i * stride + k], 0 for count <= i < lanes. Whole vectors of
+  // the source are read, also beyond `length`.
+  void (*turn)(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // target[k * panel + i] *= weights[k]
+  void (*weigh)(T* target, const T* weights, std::size_t length);
   // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
   // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
   // inner_products[v - 1] computes the first v * lanes columns only.
