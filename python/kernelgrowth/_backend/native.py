@@ -25,6 +25,7 @@ __all__ = [
     "Factor",
     "FactorSide",
     "GramTerm",
+    "GramWorkspace",
     "KernelStatistics",
     "OuterProductRows",
     "WeightedRows",
@@ -136,8 +137,9 @@ def gram(
     ----------
     terms : sequence of GramTerm
         At least one; all of one dtype. A factor with one output is shared by all output pairs.
-    out : ndarray, shape (rows, columns)
-        float32 or float64 with contiguous rows.
+    out : ndarray, shape (rows, columns) or (C, rows, columns)
+        float32 or float64 with contiguous rows. In three dimensions, C kernels of one row an example: the c-th takes
+        output c of the factors that have C outputs, and all share the products of those that have one.
     symmetric : bool
         Read the left sides only, compute the upper triangle and mirror it exactly.
     accumulate : bool
@@ -160,11 +162,24 @@ def gram(
     )
 
 
+class GramWorkspace(NamedTuple):
+    """Bytes of workspace below which `gram` refuses, above which more is not used, and the most a term alone needs."""
+
+    minimum: int
+    full: int
+    one_term: int
+
+
 def gram_workspace(
-    terms: Sequence[GramTerm], shape: tuple[int, int], *, symmetric: bool, threads: int | None = None
-) -> tuple[int, int]:
-    """Return the bytes of workspace below which `gram` refuses, and above which more is not used."""
-    return _core.gram_workspace(_lower(terms), *shape, symmetric=symmetric, threads=num_threads(threads))
+    terms: Sequence[GramTerm], shape: tuple[int, ...], *, symmetric: bool, threads: int | None = None
+) -> GramWorkspace:
+    """Return what `gram` would take for an `out` of this shape."""
+    *kernels, rows, columns = shape
+    count = kernels[0] if kernels else 1
+    need = _core.gram_workspace(
+        _lower(terms), rows, columns, kernels=count, symmetric=symmetric, threads=num_threads(threads)
+    )
+    return GramWorkspace(*need)
 
 
 def squared_norms(side: FactorSide, *, threads: int | None = None) -> npt.NDArray[np.float64]:
