@@ -530,7 +530,7 @@ def test_bad_cotangents_and_blocks_are_refused() -> None:
         ({"columns": np.ones((2, 11, 45))}, ValueError, r"columns must have shape \(2, 12, 45\)"),
         ({"kernel": 3}, TypeError, r"kernel must be \(height, width\)"),
         ({"kernel": (3, 0)}, ValueError, "kernel must be at least 1"),
-        ({"kernel": (7, 3)}, ValueError, "kernel must fit into images"),
+        ({"kernel": (7, 3)}, ValueError, "kernel must fit into 4 x 3 pixels"),
         ({"stride": (0, 1)}, ValueError, "stride must be at least 1"),
         ({"stride": (1, 1.5)}, TypeError, "stride must be an integer"),
         ({"padding": (1, -1)}, ValueError, "padding must be at least 0"),

@@ -164,27 +164,33 @@ def _check_windows(
 ) -> tuple[FloatArray, FloatArray]:
     images = as_array("images", images, ndim=4, finite=False)
     columns = as_array("columns", columns, ndim=3, dtype=images.dtype, finite=False)
-    for name, pair, minimum in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"{name} must be (height, width), got {pair!r}")
-        for value in pair:
-            check_integer(name, value, minimum=minimum)
-    n, height, width, channels = images.shape
-    places = [
-        (size + 2 * pad - window) // step + 1
-        for size, pad, window, step in zip((height, width), padding, kernel, stride, strict=True)
-    ]
-    if 0 in (height, width, channels):
-        raise ValueError(f"images must have at least one pixel and channel, got shape {images.shape}")
-    if min(places) < 1:
-        raise ValueError(f"kernel must fit into images of shape {images.shape} with padding {padding}, got {kernel}")
-    wanted = (n, places[0] * places[1], kernel[0] * kernel[1] * channels)
+    wanted = (len(images), *_columns_shape(images.shape[1:], kernel, stride, padding))
     if columns.shape != wanted:
         raise ValueError(f"columns must have shape {wanted}, got {columns.shape}")
     for name, array in (("images", images), ("columns", columns)):
         if not array.flags.c_contiguous:
             raise ValueError(f"{name} must be contiguous, got strides {array.strides} for shape {array.shape}")
     return images, columns
+
+
+def _columns_shape(
+    image: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, int]:
+    for name, pair, minimum in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"{name} must be (height, width), got {pair!r}")
+        for value in pair:
+            check_integer(name, value, minimum=minimum)
+    height, width, channels = image
+    if 0 in image:
+        raise ValueError(f"images must have at least one pixel and channel, got {height} x {width} x {channels}")
+    rows, columns = (
+        (size + 2 * pad - window) // step + 1
+        for size, pad, window, step in zip((height, width), padding, kernel, stride, strict=True)
+    )
+    if min(rows, columns) < 1:
+        raise ValueError(f"kernel must fit into {height} x {width} pixels with padding {padding}, got {kernel}")
+    return rows * columns, kernel[0] * kernel[1] * channels
 
 
 @dataclass(frozen=True)

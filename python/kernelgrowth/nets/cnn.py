@@ -260,10 +260,11 @@ class CNN(Layered):
         backprops = [xp.empty((n, c, stage.positions * stage.d_out), dtype=x.dtype) for stage in stages]
         # One row of unit vectors serves all examples: broadcasting grows it only where φ' tells the examples apart.
         unit = xp.eye(c, dtype=x.dtype)[None]
+        together = self._examples_together(x, c)
         for part in self._parts(x):
             columns = [array[part] for array in activations]
             outputs[part], trace = self._propagate(weights, self._images(x[part]), keep=True, columns=columns)
-            for some in _slices(len(outputs[part]), self._examples_together(x, c)):
+            for some in _slices(len(outputs[part]), together):
                 targets = [array[part][some] for array in backprops]
                 derivatives = [None if d is None else d[some] for d in trace.derivatives]
                 for _ in self._backpropagate(weights, _Trace([], derivatives), unit, targets):
