@@ -235,6 +235,8 @@ class CNN(Layered):
 
         return outputs, pullback
 
+    # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
+    @np.errstate(invalid="ignore")
     def gradient_factors(self, params: Mapping[str, Any], x: Any, *, check_finite: bool = True) -> GradientFactors:
         """Return every example's gradient of every output, factored layer by layer.
 
@@ -295,7 +297,6 @@ class CNN(Layered):
             )
         return prepared
 
-    # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
     @np.errstate(invalid="ignore")
     def _propagate(
         self, weights: Sequence[_Weights], h: Any, *, keep: bool, columns: Sequence[Any] | None = None
@@ -325,7 +326,6 @@ class CNN(Layered):
             index += 1
         return h, trace
 
-    @np.errstate(invalid="ignore")
     def _backpropagate(
         self, weights: Sequence[_Weights], trace: _Trace, seed: Any, targets: Sequence[Any] | None = None
     ) -> Iterator[tuple[int, Any]]:
