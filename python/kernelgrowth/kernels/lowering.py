@@ -50,14 +50,15 @@ class LoweredBlock:
         "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)`; "rows" for one-factor terms, the pieces of long rows; "expand" for
         gradients that are written out while they are packed, in pieces.
     terms : tuple of GramTerm
-    nbytes : int
-        Bytes of the features read.
+    nbytes, itemsize : int
+        Bytes of the features, and of one number.
     """
 
     name: str
     strategy: str
     terms: tuple[GramTerm, ...]
     nbytes: int
+    itemsize: int
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _hadamard(name: str, pairs: tuple[Pair, ...], scale: float, fold: bool, bias
     activations = Factor(*(a[:, :1] for a, _ in pairs))
     backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
     term = GramTerm(activations, backprops, offset=float(bias), scale=scale)
-    return LoweredBlock(name, "hadamard", (term,), sum(a.nbytes + d.nbytes for a, d in pairs))
+    return LoweredBlock(name, "hadamard", (term,), sum(a.nbytes + d.nbytes for a, d in pairs), pairs[0][0].itemsize)
 
 
 def _rows(
@@ -251,7 +252,7 @@ def _rows(
 
     parts = _slices(folded[0].shape[2], LONGEST_ROWS)
     terms = tuple(GramTerm(Factor(*(side(g, part) for g in folded)), scale=scale) for part in parts)
-    return LoweredBlock(name, "rows", terms, sum(g.nbytes for g in rows))
+    return LoweredBlock(name, "rows", terms, sum(g.nbytes for g in rows), rows[0].itemsize)
 
 
 def _expanded(
@@ -276,4 +277,4 @@ def _expanded(
                     OuterProductRows(a[..., columns], d[:, part, :, rows], with_bias, fold, roots) for a, d in pairs
                 )
                 terms.append(GramTerm(Factor(*sides), scale=scale))
-    return LoweredBlock(name, "expand", tuple(terms), sum(a.nbytes + d.nbytes for a, d in pairs))
+    return LoweredBlock(name, "expand", tuple(terms), sum(a.nbytes + d.nbytes for a, d in pairs), pairs[0][0].itemsize)
