@@ -50,9 +50,9 @@ typename VectorOf<T, lanes<T>>::type interleave(typename VectorOf<T, lanes<T>>::
 #endif
 }
 
-// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows.
+// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows. Always inline: it lives in registers.
 template <class T>
-void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
+__attribute__((always_inline)) inline void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
   constexpr std::size_t n = lanes<T>;
 #pragma GCC unroll 8
   for (std::size_t stage = 1; stage < n; stage *= 2) {
@@ -71,8 +71,8 @@ template <class T>
 void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
-  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
-  for (std::size_t first = 0; first < panel; first += n) {
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel, tile = Tile<T>::rows;
+  for (std::size_t first = 0; first < (count + tile - 1) / tile * tile; first += n) {
     std::size_t k = 0;
     if (n > 1 && stride == 1) {
       for (; k + n <= length; k += n) {
@@ -141,6 +141,21 @@ void weigh(T* target, const T* weights, std::size_t length) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < Tile<T>::vectors; ++j)
       *reinterpret_cast<Unaligned*>(target + j * lanes<T>) *= weights[k];
+  }
+}
+
+template <class T>
+void transpose_square(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  typename VectorOf<T, lanes<T>>::type square[lanes<T>];
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    square[i] = *reinterpret_cast<const Unaligned*>(source + static_cast<std::ptrdiff_t>(i) * source_stride);
+  }
+  transpose<T>(square);
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    *reinterpret_cast<Unaligned*>(target + static_cast<std::ptrdiff_t>(i) * target_stride) = square[i];
   }
 }
 
@@ -287,6 +302,7 @@ constexpr KernelTable<T> table() {
           {narrow_inner_products<T, 1>, narrow_inner_products<T, 2>, narrow_inner_products<T, 3>,
            narrow_inner_products<T, 4>, narrow_inner_products<T, 5>, narrow_inner_products<T, 6>},
           fetched_per_step<T>,
+          transpose_square<T>,
           add_term<T>,
           add_hadamard<T>,
           row_sums<T>,
