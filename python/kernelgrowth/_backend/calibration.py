@@ -35,8 +35,6 @@ class Calibration:
         Shares of the ceiling that a Gram and writing out of gradients reach.
     output_bandwidth : float
         Bytes of output a second that the shortest sums leave behind, in memory not touched before.
-    repeat_seconds : float
-        Seconds (of one thread) for an inner product of activations to be used for one more pair of outputs.
     call_seconds : float
         Seconds that the smallest Gram takes.
     """
@@ -46,7 +44,6 @@ class Calibration:
     gram_efficiency: float
     expansion_efficiency: float
     output_bandwidth: float
-    repeat_seconds: float
     call_seconds: float
 
 
@@ -73,19 +70,19 @@ def cache_file() -> Path:
 
 
 # Larger than what an allocator keeps for the next call.
-_fresh_output_bytes = 48 * 2**20
+FRESH_OUTPUT_BYTES = 48 * 2**20
 
 
 def measure(dtype: str, threads: int) -> Calibration:
-    """Measure the rates, in about a third of a second."""
+    """Measure the rates, in about half a second."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape).astype(dtype)
 
-    def seconds(first: native.FactorSide, second: Any = None) -> float:
-        rows = (first if second is None else second).shape[0] * (first if second is None else second).shape[1]
-        terms = [native.GramTerm(native.Factor(first), None if second is None else native.Factor(second))]
+    def seconds(side: native.FactorSide) -> float:
+        rows = side.shape[0] * side.shape[1]
+        terms = [native.GramTerm(native.Factor(side))]
         out = np.empty((rows, rows), dtype)
         return _fastest(lambda: native.gram(terms, out, symmetric=True, threads=threads))
 
@@ -105,12 +102,7 @@ def measure(dtype: str, threads: int) -> Calibration:
     writing = max(many - few, many / 10)
     operations = 2 * n_expanded * d_in * d_out * (positions - 1)
 
-    outputs, examples = 10, 48
-    alone = seconds(normal(examples, outputs, 8), normal(examples, outputs, 8))
-    shared = seconds(normal(examples, 1, 8), normal(examples, outputs, 8))
-    repeats = (examples * outputs) ** 2 / 2
-
-    columns = int((_fresh_output_bytes / np.dtype(dtype).itemsize) ** 0.5)
+    columns = int((FRESH_OUTPUT_BYTES / np.dtype(dtype).itemsize) ** 0.5)
     terms = [native.GramTerm(native.Factor(normal(columns, 1, 1)))]
     start = time.perf_counter()
     output = np.empty((columns, columns), dtype)
@@ -122,7 +114,6 @@ def measure(dtype: str, threads: int) -> Calibration:
         gram_efficiency=gram_operations(n, n, length, symmetric=True) / (gram * peak),
         expansion_efficiency=operations / (writing * peak),
         output_bandwidth=output.nbytes / first_touch,
-        repeat_seconds=max(0.0, shared - alone) / repeats * threads,
         call_seconds=call,
     )
 

@@ -10,7 +10,7 @@ from kernelgrowth.kernels.lowering import LoweredBlock
 
 __all__ = ["Cost", "count_cost", "pass_seconds"]
 
-# Seconds for checks and the plan.
+# Seconds for the checks of a call and its plan.
 PREPARATION = 1e-4
 
 
@@ -30,8 +30,6 @@ class Cost:
         Operations of writing gradients out.
     moved_bytes : int
         Bytes read, some of them several times, and written to pack the factors.
-    repeats : int
-        Entries for which an inner product that the outputs share is used.
     """
 
     flops: int
@@ -39,45 +37,36 @@ class Cost:
     gram_operations: float
     expansion_operations: float
     moved_bytes: int
-    repeats: int
 
-    def seconds(self, rates: Calibration, threads: int) -> float:
+    def seconds(self, rates: Calibration) -> float:
         """Return the predicted time."""
         return (
             self.gram_operations / (rates.gram_efficiency * rates.multiply_add_peak)
             + self.expansion_operations / (rates.expansion_efficiency * rates.multiply_add_peak)
             + self.moved_bytes / rates.copy_bandwidth
-            + self.repeats * rates.repeat_seconds / threads
         )
 
 
 def count_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
     """Count what a block needs."""
-    flops = moved = repeats = 0
+    flops = moved = 0
     operations = expansion = 0.0
-    for term in block.terms:
-        sizes = []
-        for factor in term[:2]:
-            if factor is None:
-                continue
-            sides = [side for side in factor if side is not None]
-            left, right = sides[0].shape, sides[-1].shape
-            rows, columns, length = left[0] * left[1], right[0] * right[1], left[2]
-            pairs = rows * (rows + 1) // 2 if symmetric else rows * columns
-            sizes.append(pairs)
-            flops += 2 * pairs * length
-            operations += gram_operations(rows, columns, length, symmetric=symmetric)
-            for side in sides:
-                packed = side.shape[0] * side.shape[1] * length * block.itemsize
-                if isinstance(side, OuterProductRows):
-                    flops += side.flops
-                    expansion += side.flops
-                    moved += side.activations.nbytes + side.backprops.nbytes + packed
-                else:
-                    moved += 2 * packed
-        if min(sizes) < max(sizes):
-            repeats += max(sizes)
-    return Cost(flops, block.nbytes, operations, expansion, moved, repeats)
+    for factor in (factor for term in block.terms for factor in term[:2] if factor is not None):
+        sides = [side for side in factor if side is not None]
+        left, right = sides[0].shape, sides[-1].shape
+        rows, columns, length = left[0] * left[1], right[0] * right[1], left[2]
+        pairs = rows * (rows + 1) // 2 if symmetric else rows * columns
+        flops += 2 * pairs * length
+        operations += gram_operations(rows, columns, length, symmetric=symmetric)
+        for side in sides:
+            packed = side.shape[0] * side.shape[1] * length * block.itemsize
+            if isinstance(side, OuterProductRows):
+                flops += side.flops
+                expansion += side.flops
+                moved += side.activations.nbytes + side.backprops.nbytes + packed
+            else:
+                moved += 2 * packed
+    return Cost(flops, block.nbytes, operations, expansion, moved)
 
 
 def pass_seconds(shape: tuple[int, int], itemsize: int, passes: int, rates: Calibration) -> float:

@@ -94,7 +94,7 @@ class Plan:
     def seconds(self) -> float:
         """Predicted time of computing the matrix.
 
-        The first prediction of a machine measures its rates for about a third of a second and remembers them in the
+        The first prediction of a machine measures its rates for about half a second and remembers them in the
         user's cache folder.
         """
         rates = calibration(self.dtype.name, self.threads)
@@ -104,7 +104,7 @@ class Plan:
     def block_seconds(self) -> tuple[float, ...]:
         """Predicted time of each block; what is left of `seconds` goes into the output and the calls."""
         rates = calibration(self.dtype.name, self.threads)
-        return tuple(block.cost.seconds(rates, self.threads) for block in self.blocks)
+        return tuple(block.cost.seconds(rates) for block in self.blocks)
 
     def __str__(self) -> str:
         width = max(len("block"), *(len(block.name) for block in self.blocks))
