@@ -95,8 +95,6 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
 }
 
 template <class T>
-<<<<<<< HEAD
-=======
 void transpose_square(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride) {
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   typename VectorOf<T, lanes<T>>::type square[lanes<T>];
@@ -112,7 +110,6 @@ void transpose_square(const T* source, std::ptrdiff_t source_stride, T* target, 
 }
 
 template <class T>
->>>>>>> main
 void pack_columns(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
                   std::ptrdiff_t element_stride, T* target) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
@@ -159,24 +156,6 @@ void weigh(T* target, const T* weights, std::size_t length) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < Tile<T>::vectors; ++j)
       *reinterpret_cast<Unaligned*>(target + j * lanes<T>) *= weights[k];
-<<<<<<< HEAD
-  }
-}
-
-template <class T>
-void transpose_square(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride) {
-  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
-  typename VectorOf<T, lanes<T>>::type square[lanes<T>];
-#pragma GCC unroll 16
-  for (std::size_t i = 0; i < lanes<T>; ++i) {
-    square[i] = *reinterpret_cast<const Unaligned*>(source + static_cast<std::ptrdiff_t>(i) * source_stride);
-  }
-  transpose<T>(square);
-#pragma GCC unroll 16
-  for (std::size_t i = 0; i < lanes<T>; ++i) {
-    *reinterpret_cast<Unaligned*>(target + static_cast<std::ptrdiff_t>(i) * target_stride) = square[i];
-=======
->>>>>>> main
   }
 }
 

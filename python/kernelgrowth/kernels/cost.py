@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kernelgrowth._backend.calibration import Calibration, gram_operations
 from kernelgrowth._backend.native import OuterProductRows
-from kernelgrowth.kernels.lowering import LoweredBlock
+from kernelgrowth.kernels.blocks import LoweredBlock
 
 __all__ = ["Cost", "count_cost", "pass_seconds"]
 
