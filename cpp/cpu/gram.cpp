@@ -448,7 +448,8 @@ class Gram {
             for (index_t step = k; step < k_end; step += depth_step) {
               const auto depth = static_cast<std::size_t>(std::min(depth_step, k_end - step));
               inner_products(a + step * panel(), b + step * panel() + skip, depth, tile,
-                             static_cast<std::size_t>(strip_width_), step > run, ahead);
+                             static_cast<std::size_t>(strip_width_), step > run, ahead,
+                             static_cast<index_t>(kernels_.fetched_per_step));
               if (!last) ahead += depth * kernels_.fetched_per_step;
             }
           }

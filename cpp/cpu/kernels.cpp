@@ -160,7 +160,8 @@ void weigh(T* target, const T* weights, std::size_t length) {
 }
 
 template <class T, std::size_t Vectors>
-void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead) {
+void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead,
+                    std::ptrdiff_t ahead_step) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t rows = Tile<T>::rows, panel = Tile<T>::panel;
@@ -168,7 +169,8 @@ void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t
   Vector sum[rows][Vectors] = {};
   for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
-    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead + k * fetched_per_step<T>);
+    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead);
+    ahead += ahead_step;
     Vector right[Vectors];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);

@@ -33,10 +33,10 @@ struct KernelTable {
   // target[k * panel + i] *= weights[k]
   void (*weigh)(T* target, const T* weights, std::size_t length);
   // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
-  // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
+  // every step asks for what lies at `ahead`, which later calls will read, and moves it on by `ahead_step` elements.
   // inner_products[v - 1] computes the first v * lanes columns only.
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
-                                            bool accumulate, const T* ahead);
+                                            bool accumulate, const T* ahead, std::ptrdiff_t ahead_step);
   std::size_t fetched_per_step;
   // target[j * target_stride + i] = source[i * source_stride + j] for i, j < lanes.
   void (*transpose)(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride);

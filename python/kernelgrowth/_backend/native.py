@@ -29,6 +29,7 @@ __all__ = [
     "KernelStatistics",
     "OuterProductRows",
     "WeightedRows",
+    "active_isa",
     "col2im",
     "copy_bandwidth",
     "gram",
@@ -117,6 +118,11 @@ def num_threads(requested: int | None = None) -> int:
     if requested is None:
         return _core.default_threads()
     return check_integer("num_threads", requested, minimum=1, maximum=4096)
+
+
+def active_isa() -> str:
+    """Return the instruction set in use: KERNELGROWTH_ISA, else the fastest that this machine runs."""
+    return _core.active_isa()
 
 
 def _lower(terms: Sequence[GramTerm]) -> list[Any]:
@@ -352,10 +358,14 @@ def _rows_contiguous(matrix: FloatArray) -> FloatArray:
     return matrix if usable else np.ascontiguousarray(matrix)
 
 
-def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: str = "") -> float:
-    """Measure the machine's ceiling: multiply-adds in registers, in operations a second (about half a second)."""
+def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: str = "", quick: bool = False) -> float:
+    """Measure the machine's ceiling: multiply-adds in registers, in operations a second.
+
+    It takes about half a second, a `quick` measurement a tenth of that; the longer one is more sure to find a moment
+    without interruption.
+    """
     return _core.multiply_add_peak(
-        double_precision=np.dtype(dtype) == np.float64, threads=num_threads(threads), isa=isa
+        double_precision=np.dtype(dtype) == np.float64, threads=num_threads(threads), isa=isa, quick=quick
     )
 
 
