@@ -53,7 +53,7 @@ def check_out(out: Any, shape: tuple[int, ...], feats: Source, feats2: Source | 
     if any(_overlap(out, array) for side in sides for array in arrays_of(side)):
         raise ValueError("out overlaps the features in memory")
     if any(_same_file(out, array) for side in sides for array in arrays_of(side)):
-        raise ValueError(f"out and the features are mappings of one file, {out.filename}")
+        raise ValueError("out and the features are mappings of one file")
 
 
 def progress_file(out: Any, progress: Any, resume: bool) -> str | None:

@@ -146,15 +146,19 @@ class TiledKernel:
             if record is not None:
                 if callable(flush := getattr(out, "flush", None)):
                     flush()
-                last = values.shape[-2 if len(self._shape) < 4 else 0] - 1
-                edge = [values[self._index((n, n + 1), (0, None))] for n in (0, last)]
-                record.add(number, array_checksum(edge[1], array_checksum(edge[0])))
+                record.add(number, self._edge_checksum(values))
             del values  # or two tiles would be held while the next one is computed
+
+    def _edge_checksum(self, values: FloatArray) -> int:
+        """Return a checksum of a tile's first and last example's entries."""
+        height = values.shape[0 if len(self._shape) == 4 else -2]
+        first, last = (values[self._index((n, n + 1), (0, None))] for n in (0, height - 1))
+        return array_checksum(last, array_checksum(first))
 
     def _confirmed(
         self, out: Any, places: Mapping[Range, tuple[Range, Range]], done: Mapping[Range, int]
     ) -> set[Range]:
-        """Return the tiles that are finished and that `out` still holds, by their first and last example's entries."""
+        """Return the tiles that are finished and that `out` still holds, by the entries that were summed up."""
         confirmed = set()
         for number, value in done.items():
             if number not in places:
@@ -251,7 +255,7 @@ class TiledKernel:
             except MemoryLimitError:
                 if tile == unit:
                     raise
-                tile //= 2
+                tile -= -(-tile // 8)
             else:
                 return tile
 
