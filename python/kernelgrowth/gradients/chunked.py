@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,8 +39,8 @@ class ChunkedFeatures:
     dtype : numpy.dtype
     chunk_bytes : int
         Bytes of the first chunk, which is the largest.
-    layout : dict
-        What every chunk must be like: the kind, shapes, bias, scale and dtype of each block.
+    layout : list
+        What every chunk must be like: the name, kind, shapes, bias, scale and dtype of each block.
 
     Raises
     ------
@@ -119,13 +120,8 @@ class ChunkedFeatures:
         start, stop = self.bounds(index)
         feats = self._produced(index)
         if (found := layout(feats)) != self.layout:
-            differing = [name for name in {**self.layout, **found} if self.layout.get(name) != found.get(name)]
-            what = (
-                f"block {differing[0]!r} as {found.get(differing[0])} instead of {self.layout.get(differing[0])}"
-                if differing
-                else f"the blocks in the order {list(found)} instead of {list(self.layout)}"
-            )
-            raise ValueError(f"produce({start}, {stop}) returned {what}, which the first chunk has")
+            unlike = next(pair for pair in itertools.zip_longest(found, self.layout) if pair[0] != pair[1])
+            raise ValueError(f"produce({start}, {stop}) returned the block {unlike[0]}, the first chunk {unlike[1]}")
         value = checksum(feats)
         if self._checksums.setdefault(index, value) != value:
             raise ValueError(
@@ -172,5 +168,5 @@ class ChunkedFeatures:
     def __repr__(self) -> str:
         return (
             f"ChunkedFeatures(N={self.num_examples}, C={self.num_outputs}, P={self.num_parameters}, "
-            f"chunk_size={self.chunk_size}, {self.dtype}): {list(self.layout)}"
+            f"chunk_size={self.chunk_size}, {self.dtype}): {[block[0] for block in self.layout]}"
         )

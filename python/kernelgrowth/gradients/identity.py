@@ -21,15 +21,15 @@ def arrays_of(feats: GradientFeatures) -> list[FloatArray]:
     return arrays
 
 
-def layout(feats: GradientFeatures) -> dict[str, list[Any]]:
-    """Return everything about the blocks but N and the numbers, as JSON takes it."""
-    described: dict[str, list[Any]] = {}
+def layout(feats: GradientFeatures) -> list[list[Any]]:
+    """Return for each block everything but N and the numbers, as JSON takes it; its name comes first."""
+    described: list[list[Any]] = []
     for name, block in feats.items():
         if isinstance(block, OuterProduct):
             shape = [*block.backprops.shape[1:], block.activations.shape[2]]
-            described[name] = ["OuterProduct", *shape, block.bias, block.scale, str(block.dtype)]
+            described.append([name, "OuterProduct", *shape, block.bias, block.scale, str(block.dtype)])
         else:
-            described[name] = ["Rows", *block.rows.shape[1:], block.scale, str(block.dtype)]
+            described.append([name, "Rows", *block.rows.shape[1:], block.scale, str(block.dtype)])
     return described
 
 
