@@ -155,6 +155,17 @@ def test_tiles_and_chunks_change_no_bit(case, outputs, first, second, chunks, we
         assert np.array_equal(matrices, matrices.swapaxes(-1, -2))
 
 
+@pytest.mark.parametrize("layout", [np.asfortranarray, np.ascontiguousarray, lambda g: g[::-1]])
+def test_the_order_of_a_sum_over_many_outputs_is_that_of_the_outputs(layout):
+    rng = np.random.default_rng(0)
+    for shape in ((17, 11, 1), (3, 9, 5)):
+        features = GradientFeatures({"w": Rows(layout(rng.normal(size=shape)))})
+        expected = empirical_ntk(features, outputs="sum_logits")
+        with LargestTile(8):
+            out = empirical_ntk(features, outputs="sum_logits", out=Store(expected.shape, expected.dtype))
+        assert np.array_equal(out.data, expected)
+
+
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_any_limit_that_is_not_refused_gives_the_same_bits(outputs, tmp_path):
     features = random_features(n=11)
