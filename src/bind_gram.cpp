@@ -47,16 +47,23 @@ const T* weights_of(const py::array& array, index_t length) {
   return static_cast<const T*>(array.data());
 }
 
+// (examples, outputs, length), or (examples, outputs, positions, length)
 template <class T>
 FactorView<T> vectors(const py::array& array) {
-  check_array<T>(array, 3, "(examples, outputs, length)");
-  return {static_cast<const T*>(array.data()),
-          array.shape(0),
-          array.shape(1),
-          array.shape(2),
-          stride<T>(array, 0),
-          stride<T>(array, 1),
-          stride<T>(array, 2)};
+  const int length = array.ndim() == 4 ? 3 : 2;
+  check_array<T>(array, length + 1, "(examples, outputs, [positions,] length)");
+  FactorView<T> factor{static_cast<const T*>(array.data()),
+                       array.shape(0),
+                       array.shape(1),
+                       array.shape(length),
+                       stride<T>(array, 0),
+                       stride<T>(array, 1),
+                       stride<T>(array, length)};
+  if (length == 3) {
+    factor.positions = array.shape(2);
+    factor.position_stride = stride<T>(array, 2);
+  }
+  return factor;
 }
 
 template <class T>

@@ -20,6 +20,8 @@ namespace {
 // tile to the next. With several outputs a block holds few examples, whose padding to a panel must not weigh too much.
 constexpr index_t block_rows_one_output = 96, block_rows_many_outputs = 384;
 constexpr index_t tallest_strip = 96, lowest_strip = 24;
+// With positions, in vectors of a factor: small blocks, whose products of all position pairs stay in cache.
+constexpr index_t block_vectors_positions = 192;
 // A thread should draw this many strips at least, or one of them ends up waiting for another.
 constexpr index_t strips_per_thread = 4;
 // Waking a thread costs about as long as one needs for so many operations.
@@ -66,6 +68,11 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
     if (f.examples < 1 || f.outputs < 1 || f.length < 1) {
       throw InvalidArgument(std::string("gram: a ") + side + " factor is empty");
     }
+    const bool positions_fit = f.positions == 1 || (f.positions > 1 && !f.outer_product && !f.weights);
+    if (!positions_fit ||
+        f.positions != (side[0] == 'l' ? terms.front().first.left : terms.front().first.right).positions) {
+      throw InvalidArgument(std::string("gram: the positions of a ") + side + " factor do not fit the other factors");
+    }
     if (f.outer_product && (f.length != f.outer_product->length() || f.outer_product->positions < 1 ||
                             (f.outer_product->folded > 1 && f.outputs > 1))) {
       throw InvalidArgument(std::string("gram: a ") + side + " outer product does not have its factor's shape");
@@ -91,6 +98,9 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
   for (const auto& term : terms) {
     pair(term.first);
     if (term.second) pair(*term.second);
+    if (!term.second && (term.first.left.positions > 1 || term.first.right.positions > 1)) {
+      throw InvalidArgument("gram: a term with positions needs two factors");
+    }
   }
   const index_t examples = out.rows / outputs;
   for (const auto& term : terms) {
@@ -114,14 +124,23 @@ class Gram {
     validate(terms, out, options.symmetric, outputs_);
     threads_ = static_cast<int>(std::clamp(flops() / flops_per_thread, 1.0, static_cast<double>(threads_)));
     const index_t largest = std::max(out.rows, out.cols) / outputs_;
-    const index_t wanted_rows = outputs_ == 1 ? block_rows_one_output : block_rows_many_outputs;
-    block_examples_ = std::min(std::max<index_t>(1, wanted_rows / outputs_), largest);
+    const FactorPair<T>& factors = terms.front().first;
+    row_positions_ = factors.left.positions;
+    col_positions_ = options.symmetric ? row_positions_ : factors.right.positions;
+    const index_t positions = std::max(row_positions_, col_positions_), vectors = outputs_ * positions;
+    const index_t wanted = positions > 1   ? block_vectors_positions
+                           : outputs_ == 1 ? block_rows_one_output
+                                           : block_rows_many_outputs;
+    block_examples_ = std::min(std::max<index_t>(1, wanted / vectors), largest);
     block_rows_ = block_examples_ * outputs_;
     row_blocks_ = ceil_div(out.rows, block_rows_);
     col_blocks_ = ceil_div(out.cols, block_rows_);
-    strip_width_ = round_up(block_rows_, panel()) + panel();
+    strip_rows_ = std::max<index_t>(1, (positions > 1 ? block_vectors_positions : tallest_strip) / positions);
+    strip_width_ = round_up(block_rows_ * positions, panel()) + panel();
+    scratch_rows_ = std::max(strip_rows_ * positions, tallest_strip) + panel() + tile_rows();
     const index_t tiles = options.symmetric ? row_blocks_ * (row_blocks_ + 1) / 2 : row_blocks_ * col_blocks_;
-    while (strip_rows_ > lowest_strip && tiles * ceil_div(block_rows_, strip_rows_) < strips_per_thread * threads_) {
+    while (strip_rows_ * positions > lowest_strip && strip_rows_ > 1 &&
+           tiles * ceil_div(block_rows_, strip_rows_) < strips_per_thread * threads_) {
       strip_rows_ /= 2;
     }
     threads_ = static_cast<int>(std::min<index_t>(threads_, tiles * ceil_div(block_rows_, strip_rows_)));
@@ -173,8 +192,13 @@ class Gram {
   double flops() const {
     double total = 0;
     auto add = [&](const FactorPair<T>& pair) {
-      const index_t columns = options_.symmetric ? pair.left.rows() / 2 : pair.right.rows();
-      total += 2.0 * static_cast<double>(pair.left.rows()) * static_cast<double>(columns * pair.left.length);
+      const double left = static_cast<double>(pair.left.rows() * pair.left.positions);
+      const double right =
+          options_.symmetric ? left / 2 : static_cast<double>(pair.right.rows() * pair.right.positions);
+      total += 2 * left * right * static_cast<double>(pair.left.length);
+      if (!pair.left.outer_product) return;
+      const OuterProductView<T>& source = *pair.left.outer_product;
+      total += 2 * (left + right) * static_cast<double>(source.positions * source.length());
     };
     for (const auto& term : terms_) {
       add(term.first);
@@ -188,7 +212,7 @@ class Gram {
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
   // The strip's sum, a product of each factor with a row of each repeated over the outputs, and a run of a long one.
   static constexpr index_t buffers_per_thread = 4;
-  index_t scratch_elements() const { return (tallest_strip + panel()) * strip_width_; }
+  index_t scratch_elements() const { return scratch_rows_ * strip_width_; }
 
   // Packing and tiles take turns with a thread's scratch.
   index_t thread_elements() const {
@@ -210,18 +234,20 @@ class Gram {
   // Of one block of all factors, packed.
   std::size_t block_bytes() const {
     std::size_t bytes = 0;
-    auto add = [&](const FactorView<T>& factor) {
-      bytes += Workspace::bytes_for<T>(static_cast<std::size_t>(layout(factor).elements_per_block()));
+    auto add = [&](const FactorPair<T>& pair) {
+      const index_t left = layout(pair.left).elements_per_block();
+      const index_t right = options_.symmetric ? left : layout(pair.right).elements_per_block();
+      bytes += Workspace::bytes_for<T>(static_cast<std::size_t>(std::max(left, right)));
     };
     for (const auto& term : terms_) {
-      add(term.first.left);
-      if (term.second) add(term.second->left);
+      add(term.first);
+      if (term.second) add(*term.second);
     }
     return bytes;
   }
 
   PackedLayout layout(const FactorView<T>& factor) const {
-    return {factor.outputs, factor.length, block_examples_, panel()};
+    return {factor.outputs * factor.positions, factor.length, block_examples_, panel()};
   }
 
   // Packs one side of all terms in one parallel loop over their panels.
@@ -323,6 +349,10 @@ class Gram {
       const Product p = product(left[b].first, row_block, right[b].first, col_block, region, first, scratch);
       Product q{};
       if (term.second) q = product(left[b].second, row_block, right[b].second, col_block, region, second, scratch);
+      if (row_positions_ > 1 || col_positions_ > 1) {
+        add_position_pairs(p, q, term, region, sum, repeated);
+        continue;
+      }
       for (index_t r = rows.begin; r < rows.end; ++r) {
         const index_t skip = left_out(r);
         const auto count = static_cast<std::size_t>(width - skip);
@@ -338,7 +368,8 @@ class Gram {
     }
   }
 
-  // A product's values, starting at (row_origin, col_origin) of the factor's own rows within the block.
+  // A product's values, starting at (row_origin, col_origin) of the factor's own vectors within the block. `repeat`
+  // rows of K share a row of it, or its rows of an example's positions.
   struct Product {
     T* data;
     index_t row_origin, col_origin, repeat;
@@ -347,9 +378,11 @@ class Gram {
   // Inner products of a strip of one packed factor with a block of another.
   Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block,
                   const Region& region, T* target, T* scratch) const {
-    const index_t repeat = outputs_ / left.layout.outputs, length = left.layout.length;
-    const Range r{round_down(region.rows.begin / repeat, tile_rows()), ceil_div(region.rows.end, repeat)};
-    const Range c{round_down(region.cols.begin / repeat, panel()), ceil_div(region.cols.end, repeat)};
+    const index_t repeat = outputs_ * row_positions_ / left.layout.vectors, length = left.layout.length;
+    const Range r{round_down(region.rows.begin / repeat * row_positions_, tile_rows()),
+                  ceil_div(region.rows.end, repeat) * row_positions_};
+    const Range c{round_down(region.cols.begin / repeat * col_positions_, panel()),
+                  ceil_div(region.cols.end, repeat) * col_positions_};
     for (index_t run = 0; run < length; run += run_length) {
       T* values = run == 0 ? target : scratch + (buffers_per_thread - 1) * scratch_elements();
       const index_t run_end = std::min(run + run_length, length);
@@ -361,9 +394,10 @@ class Gram {
           const T* ahead = last ? b + k * panel() : right.panel(col_block, j / panel() + 1) + k * panel();
           // Register tiles wholly below the diagonal are left out, and whole vectors of the others, as are vectors
           // beyond the last column.
-          const index_t end = region.diagonal ? std::min(r.end, j + panel()) : r.end;
+          const index_t end = region.diagonal ? std::min(r.end, round_up(j + panel(), col_positions_)) : r.end;
           for (index_t i = r.begin; i < end; i += tile_rows()) {
-            const index_t skip = region.diagonal ? round_down(std::max<index_t>(i - j, 0), lanes()) : 0;
+            const index_t wanted_from = region.diagonal ? round_down(i, row_positions_) : 0;
+            const index_t skip = round_down(std::max<index_t>(wanted_from - j, 0), lanes());
             const index_t wanted = std::min(panel(), c.end - j) - skip;
             const auto inner_products = kernels_.inner_products[ceil_div(wanted, lanes()) - 1];
             const T* a = left.panel(row_block, i / panel()) + i % panel();
@@ -380,7 +414,8 @@ class Gram {
       if (run > 0) {
         const index_t width = round_up(c.size(), lanes());
         for (index_t i = 0; i < r.size(); ++i) {
-          const index_t skip = region.diagonal ? std::max<index_t>(0, round_down(r.begin + i, lanes()) - c.begin) : 0;
+          const index_t wanted_from = region.diagonal ? round_down(r.begin + i, row_positions_) : 0;
+          const index_t skip = std::max<index_t>(0, round_down(wanted_from, lanes()) - c.begin);
           kernels_.add_term(target + i * strip_width_ + skip, values + i * strip_width_ + skip,
                             static_cast<std::size_t>(width - skip), 0, 1);
         }
@@ -404,6 +439,40 @@ class Gram {
       }
     }
     return repeated;
+  }
+
+  // Adds each entry's sum over all pairs of positions: what two products give for the vectors of its examples.
+  void add_position_pairs(const Product& p, const Product& q, const Term<T>& term, const Region& region, T* sum,
+                          T* scratch) const {
+    const auto& [rows, cols, diagonal] = region;
+    T* values = scratch;
+    T* repeated = values + row_positions_ * strip_width_;
+    for (index_t r = rows.begin; r < rows.end; ++r) {
+      const index_t from = diagonal ? r : cols.begin;
+      const index_t width = round_up((cols.end - from) * col_positions_, lanes());
+      std::fill_n(values, row_positions_ * strip_width_, T{0});
+      for (index_t t = 0; t < row_positions_; ++t) {
+        auto row = [&](const Product& product) {
+          return product.data + (r / product.repeat * row_positions_ + t - product.row_origin) * strip_width_ -
+                 product.col_origin;
+        };
+        const T* first = row(p) + from * col_positions_;
+        if (p.repeat > 1) {
+          for (index_t c = from; c < cols.end; ++c) {
+            std::copy_n(row(p) + c / p.repeat * col_positions_, col_positions_, repeated + (c - from) * col_positions_);
+          }
+          first = repeated;
+        }
+        kernels_.add_hadamard(values + t * strip_width_, first, row(q) + from * col_positions_,
+                              static_cast<std::size_t>(width), term.offset, 1);
+      }
+      for (index_t c = from; c < cols.end; ++c) {
+        const T total = kernels_.sum_pairs(values + (c - from) * col_positions_, strip_width_,
+                                           static_cast<std::size_t>(row_positions_),
+                                           static_cast<std::size_t>(col_positions_), repeated);
+        sum[(r - rows.begin) * strip_width_ + (c - cols.begin)] += term.scale * total;
+      }
+    }
   }
 
   void write(index_t row0, index_t col0, const Region& region, T* sum) const {
@@ -441,7 +510,8 @@ class Gram {
   const KernelTable<T>& kernels_;
   int threads_;
   index_t outputs_ = 1, block_examples_ = 1, block_rows_ = 1, row_blocks_ = 1, col_blocks_ = 1;
-  index_t strip_rows_ = tallest_strip, strip_width_ = 1;
+  index_t row_positions_ = 1, col_positions_ = 1;
+  index_t strip_rows_ = 1, strip_width_ = 1, scratch_rows_ = 1;
   std::vector<T*> scratch_;
 };
 

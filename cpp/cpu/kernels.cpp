@@ -206,6 +206,31 @@ void add_hadamard(T* sum, const T* p, const T* q, std::size_t n, T offset, T sca
   }
 }
 
+// By rows and by columns, and then the mean of both: an order that a transposition does not change.
+template <class T>
+T sum_pairs(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns) {
+  // Several rows at once, whose chains of additions are independent.
+  constexpr std::size_t together = 4;
+  for (std::size_t u = 0; u < cols; ++u) columns[u] = 0;
+  T by_rows = 0, by_columns = 0;
+  for (std::size_t t = 0; t < rows; t += together) {
+    const std::size_t count = rows - t < together ? rows - t : together;
+    T sums[together] = {};
+    for (std::size_t u = 0; u < cols; ++u) {
+#pragma GCC unroll 4
+      for (std::size_t i = 0; i < together; ++i) {
+        if (i >= count) break;
+        const T value = values[static_cast<std::ptrdiff_t>(t + i) * stride + static_cast<std::ptrdiff_t>(u)];
+        sums[i] += value;
+        columns[u] += value;
+      }
+    }
+    for (std::size_t i = 0; i < count; ++i) by_rows += sums[i];
+  }
+  for (std::size_t u = 0; u < cols; ++u) by_columns += columns[u];
+  return (by_rows + by_columns) / 2;
+}
+
 constexpr std::size_t double_lanes = lanes<double>;
 using Doubles = VectorOf<double, double_lanes>;
 
@@ -305,6 +330,7 @@ constexpr KernelTable<T> table() {
           transpose_square<T>,
           add_term<T>,
           add_hadamard<T>,
+          sum_pairs<T>,
           row_sums<T>,
           dot<T>,
           multiply_add<T>};

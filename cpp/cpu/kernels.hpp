@@ -44,6 +44,8 @@ struct KernelTable {
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
   // sum += scale * (p + offset) * q; n a multiple of the lanes
   void (*add_hadamard)(T* sum, const T* p, const T* q, std::size_t n, T offset, T scale);
+  // The sum of a rows x cols matrix; the transposed matrix has the same bits. `columns` holds cols numbers of scratch.
+  T (*sum_pairs)(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns);
   // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
   RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
   double (*dot)(const T* row, const double* y, std::size_t n);

@@ -94,7 +94,7 @@ void write_out(const KernelTable<T>& kernels, const FactorView<T>& factor, const
   T* activations = backprops + e.backprops_size();
   T* gradients = activations + e.activations_size();
   T* later_run = gradients + e.lanes * e.gradient_stride;
-  const index_t count = layout.rows_of_panel(factor, first_example, p);
+  const index_t count = layout.vectors_of_panel(factor, first_example, p);
   const index_t columns = source.columns(), matrix = source.backprops.length * columns;
 
   index_t packed_example = -1;
@@ -134,11 +134,11 @@ template <class T>
 void copy_vectors(const KernelTable<T>& kernels, const FactorView<T>& factor, const PackedLayout& layout,
                   index_t first_example, index_t p, T* target) {
   const T* rows[widest_panel];
-  const index_t count = layout.rows_of_panel(factor, first_example, p);
+  const index_t count = layout.vectors_of_panel(factor, first_example, p);
   for (index_t i = 0; i < count; ++i) {
-    const index_t row = p * layout.panel + i;
+    const index_t vector = p * layout.panel + i, row = vector / factor.positions;
     rows[i] = factor.data + (first_example + row / factor.outputs) * factor.example_stride +
-              (row % factor.outputs) * factor.output_stride;
+              (row % factor.outputs) * factor.output_stride + (vector % factor.positions) * factor.position_stride;
   }
   kernels.pack(rows, static_cast<std::size_t>(count), static_cast<std::size_t>(factor.length), factor.element_stride,
                target);

@@ -19,7 +19,9 @@ struct FactorPair {
 
 // One term of the kernel,  scale * (<first> + offset) o <second>,  o the entrywise product;
 // without a second factor  scale * (<first> + offset).
-// A factor with one output is shared by all output pairs of an example pair.
+// A factor with one output is shared by all output pairs of an example pair. Factors with positions are summed over all
+// pairs of them, sum_tu (<first_t, first_u> + offset) <second_t, second_u>: such terms have two factors, and all terms
+// of a call the same positions.
 template <class T>
 struct Term {
   FactorPair<T> first;

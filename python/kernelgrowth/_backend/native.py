@@ -90,7 +90,11 @@ FactorSide = FloatArray | WeightedRows | OuterProductRows
 
 
 class Factor(NamedTuple):
-    """Vectors of one factor, shape (examples, outputs, length) on each side; `right` is None in a symmetric Gram."""
+    """Vectors of one factor, shape (examples, outputs, length) on each side; `right` is None in a symmetric Gram.
+
+    Arrays (examples, outputs, positions, length) are summed over all pairs of positions: such terms have two factors,
+    and all terms of a call the same positions.
+    """
 
     left: FactorSide
     right: FactorSide | None = None
