@@ -27,6 +27,7 @@ from kernelgrowth import (
     empirical_ntk,
     nets,
 )
+from kernelgrowth._backend import arrays
 from kernelgrowth.gradients import from_net
 from kernelgrowth.kernels import tiles
 from memory import smallest_limit
@@ -207,6 +208,14 @@ def test_features_on_disk_are_not_loaded(tmp_path):
     square = np.memmap(tmp_path / "dense0.npy", inside.dtype, "r+", shape=(15, 15))
     with pytest.raises(ValueError, match="out and the features are mappings of one file"):
         empirical_ntk(other.examples(0, 15), out=square)
+
+
+def test_values_that_are_not_finite_are_counted_a_part_at_a_time(monkeypatch):
+    monkeypatch.setattr(arrays, "_LOOKED_AT", 6)
+    rows = np.ones((7, 3), np.float32)
+    rows[4, 1], rows[6] = np.inf, np.nan
+    with pytest.raises(ValueError, match=r"rows must be finite, got inf at index \(4, 1\) \(4 such value"):
+        Rows(rows)
 
 
 def test_a_zarr_array_gets_every_chunk_once(tmp_path):
