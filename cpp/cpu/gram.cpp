@@ -94,17 +94,9 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, const Gr
   const bool symmetric = options.symmetric;
   outputs = 1;
   auto shape = [&](const FactorView<T>& f, index_t rows, const char* side) {
-    if (f.examples < 1 || f.outputs < 1 || f.length < 1) {
-      throw InvalidArgument(std::string("gram: a ") + side + " factor is empty");
-    }
-    const bool positions_fit = f.positions == 1 || (f.positions > 1 && !f.outer_product && !f.weights);
-    if (!positions_fit ||
-        f.positions != (side[0] == 'l' ? terms.front().first.left : terms.front().first.right).positions) {
+    if (const char* what = flaw(f)) throw InvalidArgument(std::string("gram: a ") + side + " factor " + what);
+    if (f.positions != (side[0] == 'l' ? terms.front().first.left : terms.front().first.right).positions) {
       throw InvalidArgument(std::string("gram: the positions of a ") + side + " factor do not fit the other factors");
-    }
-    if (f.outer_product && (f.length != f.outer_product->length() || f.outer_product->positions < 1 ||
-                            (f.outer_product->folded > 1 && f.outputs > 1))) {
-      throw InvalidArgument(std::string("gram: a ") + side + " outer product does not have its factor's shape");
     }
     const bool outputs_fit =
         options.kernels > 1 ? f.outputs == options.kernels && f.examples == rows : f.rows() == rows;
@@ -134,6 +126,7 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, const Gr
       throw InvalidArgument("gram: a term with positions needs two factors");
     }
   }
+  if (options.kernels > 1 && outputs > 1) throw InvalidArgument("gram: the rows of several kernels are examples");
   const index_t examples = out.rows / outputs;
   for (const auto& term : terms) {
     if (term.first.left.examples != examples || (term.second && term.second->left.examples != examples)) {
@@ -540,18 +533,19 @@ class Gram {
       const index_t width = round_up((cols.end - from) * col_positions_, lanes());
       std::fill_n(values, row_positions_ * strip_width_, T{0});
       for (index_t t = 0; t < row_positions_; ++t) {
-        auto row = [&](const Product& product) {
-          return product.data + (r / product.repeat * row_positions_ + t - product.row_origin) * strip_width_ -
-                 product.col_origin;
-        };
-        const T* first = row(p) + from * col_positions_;
-        if (p.repeat > 1) {
+        // From column `from` on; written out where the factor is shared by all outputs.
+        auto row = [&](const Product& product, T* space) -> const T* {
+          const T* first = product.data +
+                           (r / product.repeat * row_positions_ + t - product.row_origin) * strip_width_ -
+                           product.col_origin;
+          if (product.repeat == 1) return first + from * col_positions_;
           for (index_t c = from; c < cols.end; ++c) {
-            std::copy_n(row(p) + c / p.repeat * col_positions_, col_positions_, repeated + (c - from) * col_positions_);
+            std::copy_n(first + c / product.repeat * col_positions_, col_positions_,
+                        space + (c - from) * col_positions_);
           }
-          first = repeated;
-        }
-        kernels_.add_hadamard(values + t * strip_width_, first, row(q) + from * col_positions_,
+          return space;
+        };
+        kernels_.add_hadamard(values + t * strip_width_, row(p, repeated), row(q, repeated + strip_width_),
                               static_cast<std::size_t>(width), term.offset, 1);
       }
       for (index_t c = from; c < cols.end; ++c) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
+#include <limits>
 
 #include "kernelgrowth/error.hpp"
 
@@ -11,6 +13,15 @@ namespace {
 // Less than so many bytes of columns are not worth another thread.
 constexpr index_t grain_bytes = index_t{128} << 10;
 
+// Whether the product of counts, none of them negative, can be counted in bytes.
+bool countable(std::initializer_list<index_t> counts) {
+  index_t product = sizeof(double);
+  for (const index_t count : counts) {
+    if (__builtin_mul_overflow(product, count, &product)) return false;
+  }
+  return true;
+}
+
 void check(const Windows& w) {
   if (w.images < 0 || w.height < 1 || w.width < 1 || w.channels < 1) {
     throw InvalidArgument("im2col: an image must have at least one pixel and channel");
@@ -19,8 +30,16 @@ void check(const Windows& w) {
       w.padding_width < 0) {
     throw InvalidArgument("im2col: kernel and stride must be at least 1, padding at least 0");
   }
+  constexpr index_t most = std::numeric_limits<index_t>::max() / 4;
+  if (std::max({w.height, w.width, w.padding_height, w.padding_width}) > most) {
+    throw InvalidArgument("im2col: images or padding are too large");
+  }
   if (w.kernel_height > w.height + 2 * w.padding_height || w.kernel_width > w.width + 2 * w.padding_width) {
     throw InvalidArgument("im2col: the kernel does not fit into the padded image");
+  }
+  if (!countable({w.images, w.height, w.width, w.channels}) ||
+      !countable({w.images, w.out_height(), w.out_width(), w.kernel_height, w.kernel_width, w.channels})) {
+    throw InvalidArgument("im2col: images or columns are too large");
   }
 }
 

@@ -116,17 +116,18 @@ void pack_columns(const T* source, std::size_t count, std::size_t length, std::p
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
   const bool adjacent = element_stride == 1;
-  for (std::size_t k = 0; k < length; ++k, source += stride, target += panel) {
+  for (std::size_t k = 0; k < length; ++k, target += panel) {
+    const T* row = source + static_cast<std::ptrdiff_t>(k) * stride;
 #pragma GCC unroll 8
     for (std::size_t i = 0; i < panel; i += n) {
       *reinterpret_cast<Unaligned*>(target + i) =
-          adjacent && i + n <= count ? *reinterpret_cast<const Unaligned*>(source + i) : Vector{};
+          adjacent && i + n <= count ? *reinterpret_cast<const Unaligned*>(row + i) : Vector{};
     }
     if (adjacent && count >= n) {
       // The last entries with a vector that overlaps the one before.
-      *reinterpret_cast<Unaligned*>(target + count - n) = *reinterpret_cast<const Unaligned*>(source + count - n);
+      *reinterpret_cast<Unaligned*>(target + count - n) = *reinterpret_cast<const Unaligned*>(row + count - n);
     } else {
-      for (std::size_t i = 0; i < count; ++i) target[i] = source[static_cast<std::ptrdiff_t>(i) * element_stride];
+      for (std::size_t i = 0; i < count; ++i) target[i] = row[static_cast<std::ptrdiff_t>(i) * element_stride];
     }
   }
 }

@@ -4,8 +4,11 @@
 #include "cpu/rows.hpp"
 
 #include <algorithm>
+#include <string>
+#include <vector>
 
 #include "cpu/dispatch.hpp"
+#include "kernelgrowth/error.hpp"
 #include "kernelgrowth/rows.hpp"
 #include "runtime/workspace.hpp"
 
@@ -23,9 +26,11 @@ constexpr index_t positions_block = 256, positions_run = 64 * positions_block;
 template <class T>
 class Next {
  public:
-  void add(const PositionsView<T>& vectors, index_t example, index_t output, index_t begin) {
+  void add(const PositionsView<T>& vectors, index_t example, index_t output, index_t begin, index_t depth) {
     if (vectors.element_stride != 1) return;
-    parts_[parts_used_++] = {vectors.at(example, output) + begin * vectors.position_stride, vectors.position_stride,
+    // The stride of one position alone may be any number.
+    const index_t stride = depth > 1 ? vectors.position_stride : 0;
+    parts_[parts_used_++] = {vectors.at(example, output) + begin * vectors.position_stride, stride,
                              ceil_div(vectors.length, line)};
   }
   const T* data(const T* otherwise) const {
@@ -158,8 +163,8 @@ void write_out(const KernelTable<T>& kernels, const FactorView<T>& factor, const
         Next<T> next;
         if (s + 1 < steps) {
           const Step then = step_of(first, fold, s + 1);
-          if (then.example != packed_example || blocks > 1) next.add(source.activations, then.example, 0, then.begin);
-          next.add(source.backprops, then.example, then.output, then.begin);
+          if (then.example != packed_example || blocks > 1) next.add(source.activations, then.example, 0, then.begin, then.depth);
+          next.add(source.backprops, then.example, then.output, then.begin, then.depth);
         }
         T* gradient = gradients + step.gradient * e.gradient_stride;
         const bool later = step.begin >= positions_run, continued = step.begin % positions_run != 0;
@@ -195,6 +200,26 @@ void copy_vectors(const KernelTable<T>& kernels, const FactorView<T>& factor, co
 }  // namespace
 
 template <class T>
+const char* flaw(const FactorView<T>& factor) {
+  if (factor.examples < 1 || factor.outputs < 1 || factor.length < 1) return "is empty";
+  if (factor.positions < 1) return "has no positions";
+  if (factor.positions > 1 && (factor.outer_product || factor.weights)) {
+    return "has positions, but is an outer product or weighted";
+  }
+  if (!factor.outer_product) return nullptr;
+  const OuterProductView<T>& source = *factor.outer_product;
+  const bool empty =
+      source.positions < 1 || source.folded < 1 || source.activations.length < 1 || source.backprops.length < 1;
+  if (empty || factor.length != source.length() || (source.folded > 1 && factor.outputs > 1)) {
+    return "does not have the shape of its outer product";
+  }
+  return nullptr;
+}
+
+template const char* flaw(const FactorView<float>&);
+template const char* flaw(const FactorView<double>&);
+
+template <class T>
 index_t packing_scratch(const KernelTable<T>& kernels, const FactorView<T>& factor) {
   return factor.outer_product ? Expansion<T>(kernels, *factor.outer_product).scratch_size() : 0;
 }
@@ -221,6 +246,8 @@ template void pack_panel(const KernelTable<double>&, const FactorView<double>&, 
 
 template <class T>
 void squared_norms(const FactorView<T>& factor, double* norms, const RowsOptions& options) {
+  if (const char* what = cpu::flaw(factor)) throw InvalidArgument(std::string("squared_norms: the factor ") + what);
+  if (factor.positions > 1) throw InvalidArgument("squared_norms: the factor has positions, which are not summed here");
   const auto& kernels = cpu::kernel_table<T>(options.isa);
   const index_t panel = static_cast<index_t>(kernels.panel);
   const cpu::PackedLayout layout{factor.outputs, factor.length, factor.examples, panel};

@@ -6,6 +6,10 @@
 
 namespace kernelgrowth::cpu {
 
+// What is wrong with a factor by itself, the rest of a sentence about it; null where nothing is.
+template <class T>
+const char* flaw(const FactorView<T>& factor);
+
 // Elements of scratch that packing a panel of the factor takes; none where its vectors exist in memory.
 template <class T>
 index_t packing_scratch(const KernelTable<T>& kernels, const FactorView<T>& factor);

@@ -25,6 +25,9 @@ void add(std::vector<double>& total, const double* part) {
 template <class T>
 Statistics statistics(MatrixView<const T> kernel, MatrixView<const double> targets, MatrixView<const T> other,
                       const StatisticsOptions& options) {
+  if (kernel.rows < 0 || kernel.cols < 0 || targets.rows < 0) {
+    throw InvalidArgument("statistics: a shape is negative");
+  }
   const bool two = other.data != nullptr;
   if (two && (other.rows != kernel.rows || other.cols != kernel.cols)) {
     throw InvalidArgument("statistics: the two kernels differ in shape");

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernelgrowth/view.hpp"
@@ -36,8 +38,13 @@ namespace kernelgrowth::testing {
 class Random {
  public:
   explicit Random(unsigned seed) : engine_(seed) {}
+  // A sequence of its own for every pair of numbers.
+  Random(long seed, long number) {
+    std::seed_seq numbers{seed, number};
+    engine_.seed(numbers);
+  }
   index_t integer(index_t low, index_t high) { return std::uniform_int_distribution<index_t>(low, high)(engine_); }
-  double normal() { return std::normal_distribution<double>()(engine_); }
+  double normal() { return normal_(engine_); }
 
   template <class T>
   std::vector<T> normals(index_t count) {
@@ -48,6 +55,7 @@ class Random {
 
  private:
   std::mt19937 engine_;
+  std::normal_distribution<double> normal_;
 };
 
 }  // namespace kernelgrowth::testing

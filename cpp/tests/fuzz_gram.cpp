@@ -1,0 +1,253 @@
+#include <iterator>
+
+#include "fuzz_factors.hpp"
+#include "kernelgrowth/error.hpp"
+
+namespace kernelgrowth::testing {
+namespace {
+
+// A plain loop takes so many multiplications at most; in a few cases enough for several threads to be used.
+constexpr index_t most_work = 150000, most_work_of_threads = 15000000;
+
+template <class T>
+struct Case {
+  bool symmetric = true;
+  index_t kernels = 1, outputs = 1;
+  index_t left = 1, right = 1, left_positions = 1, right_positions = 1;  // examples, and positions of each
+  std::vector<RandomTerm<T>> terms;
+
+  index_t rows() const { return left * outputs; }
+  index_t cols() const { return right * outputs; }
+
+  explicit Case(Random& random) {
+    const bool threads = random.integer(0, 399) == 0;
+    const bool pairs = !threads && random.integer(0, 3) == 0;
+    symmetric = random.integer(0, 1) == 1;
+    if (random.integer(0, 3) == 0) {
+      kernels = random.integer(2, 10);
+    } else if (random.integer(0, 2) == 0) {
+      outputs = random.integer(2, 5);
+    }
+    left = threads ? random.integer(150, 200) : random_size(random);
+    right = threads ? random.integer(150, 200) : random_size(random);
+    left_positions = pairs ? random_size(random) : 1;
+    right_positions = pairs ? random_size(random) : 1;
+
+    std::vector<std::vector<FactorShape>> shapes;
+    for (index_t b = random.integer(0, 3) > 0 ? 1 : random.integer(2, 3); b > 0; --b) {
+      const index_t all = std::max(kernels, outputs);
+      const bool two = pairs || random.integer(0, 1) == 1, shared = random.integer(0, 2) > 0;
+      auto& shape = shapes.emplace_back();
+      shape.push_back(random_factor_shape(random, shared && (two || kernels > 1) ? 1 : all, !pairs));
+      if (two) {
+        const bool both_shared = kernels > 1 && random.integer(0, 3) == 0;
+        const bool second_shared = both_shared || (!shared && random.integer(0, 1) == 1);
+        shape.push_back(random_factor_shape(random, second_shared ? 1 : all, !pairs));
+      }
+      if (threads) shape[0].length = shape[0].units > 0 ? shape[0].length : random.integer(250, 300);
+    }
+    while (work(shapes) > (threads ? most_work_of_threads : most_work)) {
+      index_t* const numbers[] = {&left, &right, &left_positions, &right_positions};
+      index_t& largest = **std::max_element(std::begin(numbers), std::end(numbers),
+                                            [](const index_t* a, const index_t* b) { return *a < *b; });
+      if (largest == 1) break;
+      largest /= 2;
+    }
+    if (symmetric) {
+      right = left;
+      right_positions = left_positions;
+    }
+    for (const auto& shape : shapes) add_term(random, shape);
+  }
+
+  std::vector<Term<T>> views() const {
+    std::vector<Term<T>> result;
+    for (const auto& term : terms) result.push_back(term.view());
+    return result;
+  }
+
+ private:
+  index_t work(const std::vector<std::vector<FactorShape>>& shapes) const {
+    index_t lengths = 0;
+    for (const auto& shape : shapes) {
+      for (const auto& factor : shape) lengths += factor.length;
+    }
+    const index_t a = left * left_positions, b = symmetric ? a : right * right_positions;
+    return a * b * outputs * outputs * kernels * lengths;
+  }
+
+  void add_term(Random& random, const std::vector<FactorShape>& shapes) {
+    RandomTerm<T> term;
+    for (const FactorShape& shape : shapes) {
+      auto side = [&](std::vector<RandomFactor<T>>& factors, index_t examples, index_t positions) {
+        FactorShape own = shape;
+        // An outer product on one side may meet vectors that exist on the other.
+        if (own.units > 0 && random.integer(0, 9) == 0) own.units = 0;
+        if (own.units > 0) positions = random.integer(1, 5);
+        factors.emplace_back(random, own, examples, positions);
+      };
+      side(term.left, left, left_positions);
+      if (!symmetric) side(term.right, right, right_positions);
+    }
+    term.offset = static_cast<T>(random.integer(0, 1));
+    term.scale = static_cast<T>(random.integer(-1, 4)) / 2;
+    terms.push_back(std::move(term));
+  }
+};
+
+// Some examples of a factor.
+template <class T>
+FactorView<T> some(FactorView<T> factor, index_t first, index_t count) {
+  factor.examples = count;
+  if (factor.outer_product) {
+    auto& [activations, backprops, positions, bias, folded] = *factor.outer_product;
+    activations.data = activations.at(first, 0);
+    backprops.data = backprops.at(first, 0);
+  } else {
+    factor.data += first * factor.example_stride;
+  }
+  return factor;
+}
+
+// A part of the kernel, computed alone and not as a symmetric one, has the bits of the whole.
+template <class T>
+void check_part(Random& random, const Case<T>& c, const std::vector<T>& whole, GramOptions options) {
+  const index_t row = random.integer(0, c.left - 1), rows = random.integer(1, c.left - row);
+  const index_t col = random.integer(0, c.right - 1), cols = random.integer(1, c.right - col);
+  std::vector<Term<T>> terms = c.views();
+  for (auto& term : terms) {
+    auto take = [&](FactorPair<T>& pair) {
+      pair = {some(pair.left, row, rows), some(c.symmetric ? pair.left : pair.right, col, cols)};
+    };
+    take(term.first);
+    if (term.second) take(*term.second);
+  }
+  options.symmetric = false;
+  options.workspace = 0;
+  StridedOutput<T> out(random, c.kernels, rows * c.outputs, cols * c.outputs);
+  options.kernel_stride = out.matrix_stride();
+  gram<T>(terms, out.view(), options);
+  std::vector<T> wanted;
+  for (index_t k = 0; k < c.kernels; ++k) {
+    for (index_t i = row * c.outputs; i < (row + rows) * c.outputs; ++i) {
+      const auto begin = whole.begin() + (k * c.rows() + i) * c.cols() + col * c.outputs;
+      wanted.insert(wanted.end(), begin, begin + cols * c.outputs);
+    }
+  }
+  CHECK(same_bits(out.values(), wanted));
+}
+
+template <class T>
+void random_case(Random& random) {
+  const Case<T> c(random);
+  const std::vector<Term<T>> terms = c.views();
+  const index_t rows = c.rows(), cols = c.cols();
+  GramOptions options;
+  options.symmetric = c.symmetric;
+  options.kernels = c.kernels;
+  options.accumulate = random.integer(0, 3) == 0;
+  options.isa = random_isa(random);
+  options.bf16 = std::is_same_v<T, float> && has_bf16() && options.isa == "avx512" && random.integer(0, 4) == 0;
+  options.threads = static_cast<int>(random.integer(1, 3));
+  const auto before = random.normals<T>(c.kernels * rows * cols);
+
+  auto run = [&](bool one_by_one) {
+    StridedOutput<T> out(random, c.kernels, rows, cols);
+    if (options.accumulate) out.assign(before);
+    GramOptions own = options;
+    own.kernel_stride = out.matrix_stride();
+    if (one_by_one) {
+      for (const Term<T>& term : terms) {
+        gram<T>({&term, 1}, out.view(), own);
+        own.accumulate = true;
+      }
+    } else {
+      gram<T>(terms, out.view(), own);
+    }
+    return out.values();
+  };
+  const std::vector<T> result = run(false);
+  const double precision = options.bf16 ? 0.02 : promise<T>;
+  for (index_t k = 0; k < c.kernels; ++k) {
+    const ExactGram exact = exact_gram(c.terms, rows, cols, c.kernels, k);
+    for (index_t i = 0; i < rows; ++i) {
+      for (index_t j = c.symmetric ? i : 0; j < cols; ++j) {
+        const auto place = at(i * cols + j), whole = at(k * rows * cols) + place;
+        const double first = options.accumulate ? static_cast<double>(before[whole]) : 0;
+        const double error = std::abs(static_cast<double>(result[whole]) - (exact.values[place] + first));
+        CHECK(error <= precision * (exact.sizes[place] + std::abs(first)));
+        const auto mirrored = at((k * rows + j) * cols + i);
+        CHECK(!c.symmetric || std::memcmp(&result[whole], &result[mirrored], sizeof(T)) == 0);
+      }
+    }
+  }
+
+  options.threads = static_cast<int>(random.integer(1, 3));
+  const GramWorkspace need = gram_workspace<T>(terms, {nullptr, rows, cols, cols}, options);
+  options.workspace = need.minimum;
+  if (random.integer(0, 1) == 1) {
+    options.workspace += at(random.integer(0, static_cast<index_t>(need.full - need.minimum)));
+  }
+  CHECK(same_bits(run(false), result));
+  options.workspace = need.minimum - 1;
+  CHECK_THROWS(WorkspaceTooSmall, run(false));
+  options.workspace = 0;
+  if (terms.size() > 1) CHECK(same_bits(run(true), result));
+  if (!options.accumulate) check_part(random, c, result, options);
+}
+
+// One thing that is wrong: refused before anything is read or written.
+template <class T>
+void refusal(Random& random) {
+  const Case<T> c(random);
+  std::vector<Term<T>> terms = c.views();
+  GramOptions options;
+  options.symmetric = c.symmetric;
+  options.kernels = c.kernels;
+  options.isa = random_isa(random);
+  MatrixView<T> out{nullptr, c.rows(), c.cols(), c.cols()};
+  Term<T>& term = terms[at(random.integer(0, static_cast<index_t>(terms.size()) - 1))];
+  FactorPair<T>& pair = term.second && random.integer(0, 1) == 1 ? *term.second : term.first;
+  switch (random.integer(0, 7)) {
+    case 0:
+      terms.clear();
+      break;
+    case 1:
+      options.isa = "mmx";
+      break;
+    case 2:
+      options.kernels = -random.integer(0, 2);
+      break;
+    case 3: {
+      index_t& size = random.integer(0, 1) == 1 ? out.rows : out.cols;
+      size += random.integer(0, 1) == 1 ? 1 : -size - random.integer(0, 2);
+      break;
+    }
+    case 4:
+      out.rows *= 2, out.cols *= 2;
+      break;
+    case 5:
+      if (c.symmetric) {
+        pair.left.examples += 1;
+      } else {
+        pair.right.length += 1;
+      }
+      break;
+    default:
+      break_factor(random, c.symmetric || random.integer(0, 1) == 0 ? pair.left : pair.right);
+  }
+  CHECK_THROWS(InvalidArgument, gram_workspace<T>(terms, out, options));
+  CHECK_THROWS(InvalidArgument, gram<T>(terms, out, options));
+}
+
+}  // namespace
+
+void fuzz_gram(Random& random) {
+  if (random.integer(0, 19) == 0) {
+    random.integer(0, 1) == 1 ? refusal<float>(random) : refusal<double>(random);
+  } else {
+    random.integer(0, 1) == 1 ? random_case<float>(random) : random_case<double>(random);
+  }
+}
+
+}  // namespace kernelgrowth::testing
