@@ -22,6 +22,8 @@ constexpr index_t block_rows_one_output = 96, block_rows_many_outputs = 384;
 constexpr index_t tallest_strip = 96, lowest_strip = 24;
 // With positions, in vectors of a factor: small blocks, whose products of all position pairs stay in cache.
 constexpr index_t block_vectors_positions = 192;
+// Kernels whose sums a strip keeps at once, and for which shared products are computed once.
+constexpr index_t most_kernels_together = 8;
 // A thread should draw this many strips at least, or one of them ends up waiting for another.
 constexpr index_t strips_per_thread = 4;
 // Waking a thread costs about as long as one needs for so many operations.
@@ -56,13 +58,39 @@ struct Packed {
   }
 };
 
-template <class T>
-struct PackedTerm {
-  Packed<T> first, second;
+// A term's factors: of each kernel, or one that all share. No second ones where the term has none.
+template <class Factor>
+struct Factors {
+  std::vector<Factor> first, second;
 };
 
+template <class Factor>
+const Factor& of_kernel(const std::vector<Factor>& factors, index_t kernel) {
+  return factors.size() > 1 ? factors[static_cast<std::size_t>(kernel)] : factors.front();
+}
+
 template <class T>
-void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool symmetric, index_t& outputs) {
+FactorView<T> output_of(FactorView<T> factor, index_t output) {
+  factor.outputs = 1;
+  factor.data += output * factor.output_stride;
+  if (factor.outer_product)
+    factor.outer_product->backprops.data += output * factor.outer_product->backprops.output_stride;
+  return factor;
+}
+
+template <class T>
+std::vector<FactorPair<T>> divide(const FactorPair<T>& pair, index_t kernels, bool symmetric) {
+  if (kernels == 1 || pair.left.outputs == 1) return {pair};
+  std::vector<FactorPair<T>> parts;
+  for (index_t c = 0; c < kernels; ++c) {
+    parts.push_back({output_of(pair.left, c), symmetric ? FactorView<T>{} : output_of(pair.right, c)});
+  }
+  return parts;
+}
+
+template <class T>
+void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, const GramOptions& options, index_t& outputs) {
+  const bool symmetric = options.symmetric;
   outputs = 1;
   auto shape = [&](const FactorView<T>& f, index_t rows, const char* side) {
     if (f.examples < 1 || f.outputs < 1 || f.length < 1) {
@@ -77,7 +105,9 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
                             (f.outer_product->folded > 1 && f.outputs > 1))) {
       throw InvalidArgument(std::string("gram: a ") + side + " outer product does not have its factor's shape");
     }
-    if (rows % f.examples != 0 || (f.outputs != 1 && f.rows() != rows)) {
+    const bool outputs_fit =
+        options.kernels > 1 ? f.outputs == options.kernels && f.examples == rows : f.rows() == rows;
+    if (rows % f.examples != 0 || (f.outputs != 1 && !outputs_fit)) {
       throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) +
                             " examples and " + std::to_string(f.outputs) + " outputs does not fit " +
                             std::to_string(rows) + " rows");
@@ -94,6 +124,7 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
     }
   };
   if (terms.empty()) throw InvalidArgument("gram: no terms");
+  if (options.kernels < 1) throw InvalidArgument("gram: no kernels");
   if (symmetric && out.rows != out.cols) throw InvalidArgument("gram: a symmetric Gram must be square");
   for (const auto& term : terms) {
     pair(term.first);
@@ -108,7 +139,7 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
       throw InvalidArgument("gram: factors differ in their examples");
     }
     const bool covers = term.first.left.rows() == out.rows || (term.second && term.second->left.rows() == out.rows);
-    if (!covers) throw InvalidArgument("gram: no factor of a term tells the outputs apart");
+    if (!covers && options.kernels == 1) throw InvalidArgument("gram: no factor of a term tells the outputs apart");
   }
 }
 
@@ -121,7 +152,13 @@ class Gram {
         options_(options),
         kernels_(kernel_table<T>(options.isa)),
         threads_(options.threads > 0 ? options.threads : default_threads()) {
-    validate(terms, out, options.symmetric, outputs_);
+    validate(terms, out, options, outputs_);
+    for (const auto& term : terms) {
+      auto& factors = factors_.emplace_back();
+      factors.first = divide(term.first, options.kernels, options.symmetric);
+      if (term.second) factors.second = divide(*term.second, options.kernels, options.symmetric);
+    }
+    kernels_together_ = std::min(options.kernels, most_kernels_together);
     threads_ = static_cast<int>(std::clamp(flops() / flops_per_thread, 1.0, static_cast<double>(threads_)));
     const index_t largest = std::max(out.rows, out.cols) / outputs_;
     const FactorPair<T>& factors = terms.front().first;
@@ -187,7 +224,15 @@ class Gram {
   }
 
  private:
-  using Side = std::vector<PackedTerm<T>>;
+  using Side = std::vector<Factors<Packed<T>>>;
+
+  template <class Function>
+  void for_each_factor(Function function) const {
+    for (const auto& factors : factors_) {
+      for (const auto& pair : factors.first) function(pair);
+      for (const auto& pair : factors.second) function(pair);
+    }
+  }
 
   double flops() const {
     double total = 0;
@@ -200,30 +245,25 @@ class Gram {
       const OuterProductView<T>& source = *pair.left.outer_product;
       total += 2 * (left + right) * static_cast<double>(source.positions * source.length());
     };
-    for (const auto& term : terms_) {
-      add(term.first);
-      if (term.second) add(*term.second);
-    }
+    for_each_factor(add);
     return total;
   }
 
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
   index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
-  // The strip's sum, a product of each factor with a row of each repeated over the outputs, and a run of a long one.
-  static constexpr index_t buffers_per_thread = 4;
+  // The strip's sum for each kernel, a product of each factor, and a run of a long one or a row repeated for all
+  // outputs.
+  index_t buffers_per_thread() const { return kernels_together_ + 3; }
   index_t scratch_elements() const { return scratch_rows_ * strip_width_; }
 
   // Packing and tiles take turns with a thread's scratch.
   index_t thread_elements() const {
-    index_t elements = buffers_per_thread * scratch_elements();
+    index_t elements = buffers_per_thread() * scratch_elements();
     auto fit = [&](const FactorPair<T>& pair) {
       elements = std::max({elements, packing_scratch(kernels_, pair.left), packing_scratch(kernels_, pair.right)});
     };
-    for (const auto& term : terms_) {
-      fit(term.first);
-      if (term.second) fit(*term.second);
-    }
+    for_each_factor(fit);
     return elements;
   }
 
@@ -239,10 +279,7 @@ class Gram {
       const index_t right = options_.symmetric ? left : layout(pair.right).elements_per_block();
       bytes += Workspace::bytes_for<T>(static_cast<std::size_t>(std::max(left, right)));
     };
-    for (const auto& term : terms_) {
-      add(term.first);
-      if (term.second) add(*term.second);
-    }
+    for_each_factor(add);
     return bytes;
   }
 
@@ -268,10 +305,10 @@ class Gram {
       return packed;
     };
     Side side;
-    for (const auto& term : terms_) {
+    for (const auto& factors : factors_) {
       auto& packed = side.emplace_back();
-      packed.first = plan(term.first);
-      if (term.second) packed.second = plan(*term.second);
+      for (const auto& pair : factors.first) packed.first.push_back(plan(pair));
+      for (const auto& pair : factors.second) packed.second.push_back(plan(pair));
     }
     parallel_for(
         jobs.back().end, threads_,
@@ -311,58 +348,64 @@ class Gram {
           const Strip& strip = strips[static_cast<std::size_t>(s)];
           T* scratch = scratch_[static_cast<std::size_t>(worker)];
           const index_t row0 = strip.row_block * block_rows_, col0 = strip.col_block * block_rows_;
-          begin_sum(row0, col0, strip.region, scratch);
-          add_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip.region, scratch);
-          write(row0, col0, strip.region, scratch);
+          for (index_t kernel = 0; kernel < options_.kernels; kernel += kernels_together_) {
+            const Range kernels{kernel, std::min(kernel + kernels_together_, options_.kernels)};
+            for (index_t c = 0; c < kernels.size(); ++c) {
+              begin_sum(kernel_view(kernel + c), row0, col0, strip.region, scratch + c * scratch_elements());
+            }
+            add_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip.region, kernels,
+                      scratch);
+            T* turned = scratch + kernels.size() * scratch_elements();
+            for (index_t c = 0; c < kernels.size(); ++c) {
+              write(kernel_view(kernel + c), row0, col0, strip.region, scratch + c * scratch_elements(), turned);
+            }
+          }
         },
         options_.poll);
   }
 
+  MatrixView<T> kernel_view(index_t kernel) const {
+    MatrixView<T> view = out_;
+    view.data += kernel * options_.kernel_stride;
+    return view;
+  }
+
   // What is there already comes first in the sum, so that terms added in several calls give the bits of one call.
-  void begin_sum(index_t row0, index_t col0, const Region& region, T* sum) const {
+  void begin_sum(const MatrixView<T>& out, index_t row0, index_t col0, const Region& region, T* sum) const {
     const auto& [rows, cols, diagonal] = region;
     std::fill_n(sum, rows.size() * strip_width_, T{0});
     if (!options_.accumulate) return;
     for (index_t r = rows.begin; r < rows.end; ++r) {
       const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
-      const T* source = out_.row(row0 + r) + col0;
+      const T* source = out.row(row0 + r) + col0;
       std::copy(source + from, source + cols.end, sum + (r - rows.begin) * strip_width_ + (from - cols.begin));
     }
   }
 
+  // Adds all terms to the sums of some kernels, which come first in `scratch`.
   void add_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, const Region& region,
-                 T* scratch) const {
-    const auto& [rows, cols, diagonal] = region;
-    T* sum = scratch;
-    T* first = sum + scratch_elements();
+                 Range kernels, T* scratch) const {
+    T* first = scratch + kernels.size() * scratch_elements();
     T* second = first + scratch_elements();
-    // Whole vectors: what lies beyond the last column is computed and never written.
-    const index_t width = round_up(cols.size(), lanes());
-    // Columns of row r in vectors wholly below the diagonal, which `product` leaves as it found them.
-    auto left_out = [&, begin = cols.begin, below = diagonal](index_t r) {
-      return below ? round_down(r, lanes()) - begin : 0;
-    };
-    T* repeated = second + scratch_elements();
-
+    T* run = second + scratch_elements();
     for (std::size_t b = 0; b < terms_.size(); ++b) {
-      const Term<T>& term = terms_[b];
-      const Product p = product(left[b].first, row_block, right[b].first, col_block, region, first, scratch);
-      Product q{};
-      if (term.second) q = product(left[b].second, row_block, right[b].second, col_block, region, second, scratch);
-      if (row_positions_ > 1 || col_positions_ > 1) {
-        add_position_pairs(p, q, term, region, sum, repeated);
-        continue;
-      }
-      for (index_t r = rows.begin; r < rows.end; ++r) {
-        const index_t skip = left_out(r);
-        const auto count = static_cast<std::size_t>(width - skip);
-        T* sum_row = sum + (r - rows.begin) * strip_width_ + skip;
-        const T* first_row = row_of(p, r, rows, cols, repeated) + skip;
-        if (term.second) {
-          const T* second_row = row_of(q, r, rows, cols, repeated + strip_width_) + skip;
-          kernels_.add_hadamard(sum_row, first_row, second_row, count, term.offset, term.scale);
+      auto product_of = [&](const std::vector<Packed<T>>& rows, const std::vector<Packed<T>>& cols, index_t kernel,
+                            T* target) {
+        return product(of_kernel(rows, kernel), row_block, of_kernel(cols, kernel), col_block, region, target, run);
+      };
+      const bool first_shared = left[b].first.size() == 1, second_shared = left[b].second.size() == 1;
+      Product p{}, q{};
+      for (index_t kernel = kernels.begin; kernel < kernels.end; ++kernel) {
+        const bool begins = kernel == kernels.begin;
+        if (begins || !first_shared) p = product_of(left[b].first, right[b].first, kernel, first);
+        if (terms_[b].second && (begins || !second_shared)) {
+          q = product_of(left[b].second, right[b].second, kernel, second);
+        }
+        T* sum = scratch + (kernel - kernels.begin) * scratch_elements();
+        if (row_positions_ > 1 || col_positions_ > 1) {
+          add_position_pairs(p, q, terms_[b], region, sum, run);
         } else {
-          kernels_.add_term(sum_row, first_row, count, term.offset, term.scale);
+          add_entries(p, q, terms_[b], region, sum, run);
         }
       }
     }
@@ -377,14 +420,14 @@ class Gram {
 
   // Inner products of a strip of one packed factor with a block of another.
   Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block,
-                  const Region& region, T* target, T* scratch) const {
+                  const Region& region, T* target, T* run_values) const {
     const index_t repeat = outputs_ * row_positions_ / left.layout.vectors, length = left.layout.length;
     const Range r{round_down(region.rows.begin / repeat * row_positions_, tile_rows()),
                   ceil_div(region.rows.end, repeat) * row_positions_};
     const Range c{round_down(region.cols.begin / repeat * col_positions_, panel()),
                   ceil_div(region.cols.end, repeat) * col_positions_};
     for (index_t run = 0; run < length; run += run_length) {
-      T* values = run == 0 ? target : scratch + (buffers_per_thread - 1) * scratch_elements();
+      T* values = run == 0 ? target : run_values;
       const index_t run_end = std::min(run + run_length, length);
       for (index_t k = run; k < run_end; k += depth_block) {
         const index_t k_end = std::min(k + depth_block, run_end);
@@ -442,6 +485,26 @@ class Gram {
     return repeated;
   }
 
+  void add_entries(const Product& p, const Product& q, const Term<T>& term, const Region& region, T* sum,
+                   T* repeated) const {
+    const auto& [rows, cols, diagonal] = region;
+    // Whole vectors: what lies beyond the last column is computed and never written.
+    const index_t width = round_up(cols.size(), lanes());
+    for (index_t r = rows.begin; r < rows.end; ++r) {
+      // Vectors wholly below the diagonal, which `product` left as it found them.
+      const index_t skip = diagonal ? round_down(r, lanes()) - cols.begin : 0;
+      const auto count = static_cast<std::size_t>(width - skip);
+      T* sum_row = sum + (r - rows.begin) * strip_width_ + skip;
+      const T* first_row = row_of(p, r, rows, cols, repeated) + skip;
+      if (term.second) {
+        const T* second_row = row_of(q, r, rows, cols, repeated + strip_width_) + skip;
+        kernels_.add_hadamard(sum_row, first_row, second_row, count, term.offset, term.scale);
+      } else {
+        kernels_.add_term(sum_row, first_row, count, term.offset, term.scale);
+      }
+    }
+  }
+
   // Adds each entry's sum over all pairs of positions: what two products give for the vectors of its examples.
   void add_position_pairs(const Product& p, const Product& q, const Term<T>& term, const Region& region, T* sum,
                           T* scratch) const {
@@ -476,20 +539,22 @@ class Gram {
     }
   }
 
-  void write(index_t row0, index_t col0, const Region& region, T* sum) const {
+  void write(const MatrixView<T>& out, index_t row0, index_t col0, const Region& region, const T* sum,
+             T* turned) const {
     const auto& [rows, cols, diagonal] = region;
     for (index_t r = rows.begin; r < rows.end; ++r) {
       const T* source = sum + (r - rows.begin) * strip_width_ - cols.begin;
-      T* target = out_.row(row0 + r) + col0;
+      T* target = out.row(row0 + r) + col0;
       const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
       std::copy(source + from, source + cols.end, target + from);
     }
-    if (options_.symmetric) mirror(row0, col0, region, sum, sum + scratch_elements());
+    if (options_.symmetric) mirror(out, row0, col0, region, sum, turned);
   }
 
   // Columns of the sum become rows of K: some at a time are turned in cache, so that each row of K is then written in
   // one run.
-  void mirror(index_t row0, index_t col0, const Region& region, const T* sum, T* turned) const {
+  void mirror(const MatrixView<T>& out, index_t row0, index_t col0, const Region& region, const T* sum,
+              T* turned) const {
     const auto& [rows, cols, diagonal] = region;
     const index_t square = lanes();
     for (index_t c0 = cols.begin; c0 < cols.end; c0 += square) {
@@ -500,16 +565,18 @@ class Gram {
       for (index_t c = c0; c < c_end; ++c) {
         const index_t end = diagonal ? std::min(c, rows.end) : rows.end;
         const T* source = turned + (c - c0) * strip_width_;
-        if (end > rows.begin) std::copy_n(source, end - rows.begin, out_.row(col0 + c) + row0 + rows.begin);
+        if (end > rows.begin) std::copy_n(source, end - rows.begin, out.row(col0 + c) + row0 + rows.begin);
       }
     }
   }
 
   std::span<const Term<T>> terms_;
+  std::vector<Factors<FactorPair<T>>> factors_;
   MatrixView<T> out_;
   const GramOptions& options_;
   const KernelTable<T>& kernels_;
   int threads_;
+  index_t kernels_together_ = 1;
   index_t outputs_ = 1, block_examples_ = 1, block_rows_ = 1, row_blocks_ = 1, col_blocks_ = 1;
   index_t row_positions_ = 1, col_positions_ = 1;
   index_t strip_rows_ = 1, strip_width_ = 1, scratch_rows_ = 1;

@@ -175,6 +175,46 @@ void long_sums() {
   }
 }
 
+// Kernels computed at once have the bits of those computed one by one.
+template <class T>
+void several_kernels(Random& random) {
+  const index_t n = random.integer(1, 110), kernels = random.integer(2, 11), positions = random.integer(1, 3);
+  const bool symmetric = random.integer(0, 1) == 1;
+  const index_t m = symmetric ? n : random.integer(1, 110);
+  std::vector<Matrix<T>> storage;
+  storage.reserve(8);
+  std::vector<Term<T>> terms;
+  for (int b = 0; b < 2; ++b) {
+    const index_t d = random.integer(1, 40);
+    auto pair = [&](index_t outputs) {
+      const auto& left = storage.emplace_back(random, n, outputs, d, positions).view;
+      if (symmetric) return FactorPair<T>{left, {}};
+      return FactorPair<T>{left, storage.emplace_back(random, m, outputs, d, positions).view};
+    };
+    const auto first = pair(1);
+    terms.push_back({first, pair(kernels), 1, T{0.5}});
+  }
+  GramOptions options;
+  options.symmetric = symmetric;
+  options.threads = 2;
+  std::vector<T> all(static_cast<std::size_t>(kernels * n * m));
+  options.kernels = kernels;
+  options.kernel_stride = n * m;
+  gram<T>(terms, {all.data(), n, m, m}, options);
+  options.kernels = 1;
+  for (index_t c = 0; c < kernels; ++c) {
+    std::vector<Term<T>> own = terms;
+    for (auto& term : own) {
+      for (auto* view : {&term.second->left, &term.second->right}) {
+        view->outputs = 1;
+        view->data += c * view->output_stride;
+      }
+    }
+    const auto one = run(own, n, m, options);
+    CHECK(std::memcmp(one.data(), all.data() + c * n * m, one.size() * sizeof(T)) == 0);
+  }
+}
+
 // More threads than there is work for, and perhaps than the system grants.
 void too_many_threads() {
   Random random(3);
@@ -216,6 +256,10 @@ int main() {
   for (int i = 0; i < 40; ++i) {
     random_case<float>(random);
     random_case<double>(random);
+  }
+  for (int i = 0; i < 20; ++i) {
+    several_kernels<float>(random);
+    several_kernels<double>(random);
   }
   long_sums();
   too_many_threads();

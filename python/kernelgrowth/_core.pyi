@@ -28,9 +28,27 @@ def gram(
     isa: str = "",
 ) -> None: ...
 def gram_workspace(
-    terms: Sequence[_Term], rows: int, cols: int, *, symmetric: bool, threads: int = 0
-) -> tuple[int, int]: ...
+    terms: Sequence[_Term], rows: int, cols: int, *, kernels: int = 1, symmetric: bool, threads: int = 0
+) -> tuple[int, int, int]: ...
 def squared_norms(factor: _Factor, *, threads: int = 0) -> npt.NDArray[np.float64]: ...
+def im2col(
+    images: _Array,
+    columns: _Array,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    threads: int = 0,
+) -> None: ...
+def col2im(
+    columns: _Array,
+    images: _Array,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    threads: int = 0,
+) -> None: ...
 def statistics(
     kernel: _Array,
     targets: npt.NDArray[np.float64] | None = None,

@@ -31,7 +31,11 @@ struct Term {
 };
 
 struct GramOptions {
-  bool symmetric = true;      // left is right: compute the upper triangle, mirror it exactly
+  bool symmetric = true;  // left is right: compute the upper triangle, mirror it exactly
+  // Several kernels at once, one for each output, `kernel_stride` elements apart from `out` on: kernel c takes output c
+  // of the factors that have outputs, and all share the products of those that have one.
+  index_t kernels = 1;
+  index_t kernel_stride = 0;
   bool accumulate = false;    // add to `out` instead of overwriting it
   std::size_t workspace = 0;  // bytes for packed factors and scratch; 0: as many as help
   int threads = 0;            // 0: default_threads()
