@@ -12,7 +12,8 @@ from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
-from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard
+from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard, position_pairs
+from kernelgrowth.kernels.strategy import Shape, choose
 
 __all__ = [
     "OUTPUTS",
@@ -147,6 +148,27 @@ def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outp
     return count
 
 
+def _strategy(
+    left: OuterProduct, right: OuterProduct, *, examples: tuple[int, int], kept: int, fold: bool, weighted: bool
+) -> str:
+    """Return how a weight is computed; `kept` outputs are told apart, all are folded into one row with `fold`."""
+    sides = (left, right)
+    if weighted:
+        return "expand"
+    if all(side.num_positions == 1 for side in sides):
+        return "hadamard"
+    shape = Shape(
+        examples=examples,
+        positions=(sides[0].num_positions, sides[1].num_positions),
+        outputs=kept,
+        folded=left.num_outputs if fold else 1,
+        columns=left.activations.shape[2] + int(left.bias),
+        rows=left.backprops.shape[3],
+        itemsize=left.dtype.itemsize,
+    )
+    return choose(shape)
+
+
 def _problem(
     feats: GradientFeatures,
     feats2: GradientFeatures | None,
@@ -163,6 +185,7 @@ def _problem(
             return array[:, select]
         return array.sum(axis=1, keepdims=True) if total else array
 
+    kept = 1 if fold or total or select is not None else feats.num_outputs
     both = (feats,) if feats2 is None else (feats, feats2)
     blocks: list[LoweredBlock] = []
     for name in feats:
@@ -175,12 +198,14 @@ def _problem(
             blocks.append(explicit_rows(name, rows, weights, block_scale, fold))
             continue
         pairs = tuple((s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct))
-        if weights or any(a.shape[1] > 1 for a, _ in pairs):
+        strategy = _strategy(*sides, kept=kept, fold=fold, weighted=bool(weights))
+        if strategy == "expand":
             blocks.append(expanded(name, pairs, weights, block_scale, fold, first.bias))
+        elif strategy == "pairs":
+            blocks.append(position_pairs(name, pairs, block_scale, fold, first.bias))
         else:
             blocks.append(hadamard(name, pairs, block_scale, fold, first.bias))
 
-    kept = 1 if fold or total or select is not None else feats.num_outputs
     columns = (feats if feats2 is None else feats2).num_examples
     shape = (feats.num_examples * kept, columns * kept)
     return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)
