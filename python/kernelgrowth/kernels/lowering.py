@@ -39,6 +39,14 @@ class Problem:
     copied_bytes: int
 
 
+def _sum_over_outputs(array: FloatArray) -> FloatArray:
+    # One after another: the order in which NumPy's sum adds depends on the number of examples and on the layout.
+    result = array[:, :1].copy()
+    for c in range(1, array.shape[1]):
+        result += array[:, c : c + 1]
+    return result
+
+
 def check_pair(feats: Any, feats2: Any) -> None:
     """Check that two probe sets hold the same blocks of the same parameters and may form a kernel."""
     for name, value in (("feats", feats), ("feats2", feats2)):
@@ -183,7 +191,7 @@ def _problem(
     def outputs_of(array: FloatArray) -> FloatArray:
         if select is not None:
             return array[:, select]
-        return array.sum(axis=1, keepdims=True) if total else array
+        return _sum_over_outputs(array) if total else array
 
     kept = 1 if fold or total or select is not None else feats.num_outputs
     both = (feats,) if feats2 is None else (feats, feats2)

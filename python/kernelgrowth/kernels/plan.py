@@ -134,7 +134,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     """
     fixed = output_bytes + problem.copied_bytes
     terms = [term for block in problem.blocks for term in block.terms]
-    minimum = max(_workspace(problem, [term], threads)[0] for term in terms)
+    minimum = _workspace(problem, terms, threads).one_term
     if fixed + minimum > memory_limit:
         needed = fixed + minimum
         raise MemoryLimitError(
@@ -148,7 +148,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     passes = _passes(problem, terms, allowed, threads)
     workspace = 0
     for count, end in zip(passes, itertools.accumulate(passes), strict=True):
-        workspace = max(workspace, min(allowed, _workspace(problem, terms[end - count : end], threads)[1]))
+        workspace = max(workspace, min(allowed, _workspace(problem, terms[end - count : end], threads).full))
     return Plan(
         tuple(
             BlockPlan(block.name, block.strategy, len(block.terms), count_cost(block, symmetric=problem.symmetric))
@@ -164,7 +164,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     )
 
 
-def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> tuple[int, int]:
+def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> native.GramWorkspace:
     return native.gram_workspace(terms, problem.shape, symmetric=problem.symmetric, threads=threads)
 
 
@@ -176,7 +176,7 @@ def _passes(problem: Problem, terms: Sequence[GramTerm], allowed: int, threads: 
     """Return how many terms go into each pass, in their order: as many as fit, expanded ones apart from others."""
 
     def fits(part: Sequence[GramTerm]) -> bool:
-        minimum, full = _workspace(problem, part, threads)
+        minimum, full, _ = _workspace(problem, part, threads)
         # With less than all the workspace that helps, vectors would be written out several times.
         return full <= min(allowed, EXPANDED_BYTES) if _written_out(part[0]) else minimum <= allowed
 
