@@ -29,6 +29,13 @@ struct KernelTable {
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
                                             bool accumulate, const T* ahead);
   std::size_t fetched_per_step;
+  // Writes columns of a panel whose depth are rows: target[k * panel + i] = or += weights[k] * rows[k][i * stride] for
+  // i < width.
+  void (*pack_weighted)(const T* const* rows, const T* weights, std::size_t depth, std::size_t width,
+                        std::ptrdiff_t stride, T* target, bool accumulate);
+  // sums[i] = <rows[i], y_i> for i < count, y_i at y + i * ldy; partial sums of lanes in T, added up in double.
+  void (*dots)(const T* const* rows, const T* y, std::size_t ldy, std::size_t count, std::size_t length,
+               std::ptrdiff_t stride, double* sums);
   // sum += scale * (p + offset); n a multiple of the lanes
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
   // sum += scale * (p + offset) * q; n a multiple of the lanes
