@@ -24,6 +24,10 @@ constexpr index_t tallest_chunk = 96, lowest_chunk = 24;
 constexpr index_t panels_together = 2;  // of vectors, in the first sweep
 constexpr index_t widest_block = 512;   // columns, rounded up to a panel
 constexpr index_t tasks_per_thread = 4;
+// Vectors are taken together as long as their g's take no more than this, or fill so many columns: what the second
+// sweep reads for every chunk should stay in cache.
+constexpr std::size_t most_bytes_together = std::size_t{8} << 20;
+constexpr index_t columns_together = 192;
 // Products with fewer operations are not worth waking a thread for.
 constexpr double serial_operations = 1e6;
 // Rows after which partial sums of g are added up in double; inputs after which those of an inner product are.
@@ -77,7 +81,7 @@ class Product {
 
   ProductWorkspace workspace() const {
     const std::size_t sweep = std::max(first_sweep_bytes(), second_sweep_bytes());
-    return {sweep + slots_bytes(1), sweep + slots_bytes(slots(vectors_))};
+    return {sweep + slots_bytes(1), sweep + slots_bytes(slots_together())};
   }
 
   void run(const VectorsView<T>& v, const MatrixView<double>& out) {
@@ -94,7 +98,7 @@ class Product {
                               std::to_string(limit));
     }
     const std::size_t sweep = std::max(first_sweep_bytes(), second_sweep_bytes());
-    index_t most = slots(vectors_);
+    index_t most = slots_together();
     while (sweep + slots_bytes(most) > limit) most = (most + 1) / 2;
     Workspace memory(sweep + slots_bytes(most));
     const index_t step = most * vectors_per_slot_;
@@ -102,18 +106,13 @@ class Product {
       const std::size_t before = memory.mark();
       const index_t count = std::min(step, vectors_ - j);
       const VectorsView<T> some{v.data + j * v.column_stride, v.rows, count, v.row_stride, v.column_stride};
-      const auto elements = static_cast<std::size_t>(slots(count) * panels_per_slot_ * panel_elements());
-      double* sums = memory.take<double>(elements);
-      T* packed;
-      if constexpr (std::is_same_v<T, double>) {
-        packed = sums;
+      T* packed = memory.take<T>(slots_elements(slots(count)));
+      if (one_sum()) {
+        sum_gradients(some, packed, packed, memory);
       } else {
-        packed = memory.take<T>(elements);
+        double* sums = memory.take<double>(slots_elements(slots(count)));
+        sum_gradients(some, sums, packed, memory);
       }
-      const std::size_t mark = memory.mark();
-      sum_gradients(some, sums, memory);
-      memory.release_to(mark);
-      weight(count, sums, packed);
       inner_products(count, packed, {out.data + j, out.rows, count, out.row_stride}, memory);
       memory.release_to(before);
     }
@@ -122,17 +121,26 @@ class Product {
  private:
   // A slot is what vectors are divided by: whole panels of one vector, or one panel of several short ones.
   index_t slots(index_t vectors) const { return ceil_div(vectors, vectors_per_slot_); }
+  index_t slots_together() const {
+    const auto fitting = static_cast<index_t>(most_bytes_together / slots_bytes(1));
+    const index_t filling = ceil_div(columns_together, panels_per_slot_ * panel());
+    return std::min(std::max(fitting, filling), slots(vectors_));
+  }
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
   index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
   index_t panel_elements() const { return padded_inputs_ * panel(); }
   static index_t rows(const OuterProducts<T>& side) { return side.examples * side.positions; }
 
-  std::size_t slots_bytes(index_t count) const {
-    const auto elements = static_cast<std::size_t>(count * panels_per_slot_ * panel_elements());
-    const std::size_t rounded = std::is_same_v<T, double> ? 0 : Workspace::bytes_for<T>(elements);
-    return Workspace::bytes_for<double>(elements) + rounded;
+  std::size_t slots_elements(index_t count) const {
+    return static_cast<std::size_t>(count * panels_per_slot_ * panel_elements());
   }
+  std::size_t slots_bytes(index_t count) const {
+    const std::size_t sums = one_sum() ? 0 : Workspace::bytes_for<double>(slots_elements(count));
+    return sums + Workspace::bytes_for<T>(slots_elements(count));
+  }
+  // Whether g needs no sums in double beside what the second sweep reads.
+  bool one_sum() const { return std::is_same_v<T, double> || rows(term_.right) <= run_rows; }
 
   // Elements of what the sweeps work on: activations packed for all threads, and of each thread its packed factors and
   // products.
@@ -207,8 +215,11 @@ class Product {
     return s.backprops + n * s.backprop_strides[0] + c * s.backprop_strides[1] + t * s.backprop_strides[2];
   }
 
-  // First sweep: g_j' in panels, in double. Runs of rows one after another; the threads share the entries of g.
-  void sum_gradients(const VectorsView<T>& v, double* sums, Workspace& memory) const {
+  // First sweep: g_j' o weights in panels, summed up in Sum. Runs of rows follow one another; the threads share the
+  // entries of g.
+  template <class Sum>
+  void sum_gradients(const VectorsView<T>& v, Sum* sums, T* packed, Workspace& memory) const {
+    const std::size_t before = memory.mark();
     const OuterProducts<T>& side = term_.right;
     const index_t total_panels = slots(v.count) * panels_per_slot_, input_panels = ceil_div(inputs_, panel());
     T* shared = take(memory, shared_elements());
@@ -247,18 +258,20 @@ class Product {
                            {begin, stride}, weighted[w], products[w]);
               for (index_t b = q; b < std::min(q + panels_together, total_panels); ++b) {
                 const T* product = products[w] + (b - q) * product_rows() * panel();
-                double* target = sums + b * panel_elements() + first * panel();
+                Sum* target = sums + b * panel_elements() + first * panel();
                 const index_t elements = (last - first) * panel();
                 if (row == 0) {
                   std::copy_n(product, elements, target);
                 } else {
-                  for (index_t e = 0; e < elements; ++e) target[e] += static_cast<double>(product[e]);
+                  for (index_t e = 0; e < elements; ++e) target[e] += static_cast<Sum>(product[e]);
                 }
               }
             },
             options_.poll);
       }
     }
+    memory.release_to(before);
+    if (term_.weights || !std::is_same_v<T, Sum>) weight(v.count, sums, packed);
   }
 
   // Inputs of panel p of `depth` rows; the bias is one input more, which is 1.
@@ -346,26 +359,26 @@ class Product {
     }
   }
 
-  // g o weights, rounded to T; in place where T is double.
-  void weight(index_t count, double* sums, T* packed) const {
-    const index_t total = slots(count) * panels_per_slot_;
+  // g o weights, rounded to T; in place where the sums are in T.
+  template <class Sum>
+  void weight(index_t count, Sum* sums, T* packed) const {
     parallel_for(
-        total, threads_,
+        slots(count) * panels_per_slot_, threads_,
         [&](index_t q, int) {
-          double* g = sums + q * panel_elements();
+          Sum* g = sums + q * panel_elements();
           if (term_.weights) {
             pieces(q, count, [&](const Piece& piece) {
               for (index_t u = 0; u < piece.width; ++u) {
                 const T* row = term_.weights + (piece.unit + u) * term_.left.inputs;
-                double* column = g + piece.column + u;
-                for (index_t d = 0; d < term_.left.inputs; ++d) column[d * panel()] *= static_cast<double>(row[d]);
+                Sum* column = g + piece.column + u;
+                for (index_t d = 0; d < term_.left.inputs; ++d) column[d * panel()] *= static_cast<Sum>(row[d]);
                 if (term_.bias) {
-                  column[term_.left.inputs * panel()] *= static_cast<double>(term_.bias_weights[piece.unit + u]);
+                  column[term_.left.inputs * panel()] *= static_cast<Sum>(term_.bias_weights[piece.unit + u]);
                 }
               }
             });
           }
-          if constexpr (!std::is_same_v<T, double>) {
+          if constexpr (!std::is_same_v<T, Sum>) {
             T* target = packed + q * panel_elements();
             for (index_t e = 0; e < panel_elements(); ++e) target[e] = static_cast<T>(g[e]);
           }
