@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from kernelgrowth._backend import native
 from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import Problem, lower
@@ -63,7 +65,15 @@ class TiledKernel:
             kind = (len(rows), len(columns), self._feats2 is None and rows == columns)
             kinds[kind] += 1
             first.setdefault(kind, (rows, columns))
-        return [(self._planned(*first[kind], memory_limit)[1], count) for kind, count in kinds.items()]
+        plans, refusals = [], []
+        for kind, count in kinds.items():
+            try:
+                plans.append((self._planned(*first[kind], memory_limit)[1], count))
+            except MemoryLimitError as error:
+                refusals.append(error)
+        if refusals:
+            raise max(refusals, key=lambda error: error.needed)
+        return plans
 
     def tile_bytes(self) -> int:
         """Return the bytes of the largest tile."""
@@ -100,7 +110,8 @@ class TiledKernel:
         right = None
         if self._feats2 is not None or rows != columns:
             right = (self._feats2 or self._feats).examples(columns.start, columns.stop)
-        (problem,) = lower(left, right, self._outputs, self._roots, memory_limit)
+        # The plan counts what has been copied for these few examples.
+        (problem,) = lower(left, right, self._outputs, self._roots, sys.maxsize)
         plan = make_plan(
             problem, output_bytes=self.tile_bytes(), memory_limit=memory_limit, threads=native.num_threads()
         )
@@ -112,6 +123,7 @@ def add_products(tile: Tile, vectors: FloatArray, products: Any, *, transposed: 
     rows, columns, values = tile.rows, tile.columns, tile.values
     if transposed:
         rows, columns, values = columns, rows, values.T
-    products[rows] += values @ vectors[columns]
-    if tile.mirrored:
-        products[columns] += values.T @ vectors[rows]
+    with np.errstate(over="ignore", invalid="ignore"):
+        products[rows] += values @ vectors[columns]
+        if tile.mirrored:
+            products[columns] += values.T @ vectors[rows]
