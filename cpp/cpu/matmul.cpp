@@ -11,6 +11,7 @@
 
 #include "cpu/dispatch.hpp"
 #include "cpu/packing.hpp"
+#include "cpu/product_layout.hpp"
 #include "kernelgrowth/error.hpp"
 #include "runtime/workspace.hpp"
 
@@ -34,7 +35,7 @@ constexpr double serial_operations = 1e6;
 constexpr index_t run_rows = 16 * depth_block, run_inputs = 64 * depth_block;
 
 template <class T>
-void validate(const ProductTerm<T>& term) {
+const ProductTerm<T>& checked(const ProductTerm<T>& term) {
   auto side = [](const OuterProducts<T>& s, const char* name) {
     if (s.examples < 1 || s.outputs < 1 || s.positions < 1 || s.inputs < 1 || s.units < 1) {
       throw InvalidArgument(std::string("matmul: the ") + name + " side is empty");
@@ -47,28 +48,26 @@ void validate(const ProductTerm<T>& term) {
     throw InvalidArgument("matmul: left and right differ in inputs, units or outputs");
   }
   if (term.weights && term.bias && !term.bias_weights) throw InvalidArgument("matmul: bias weights are missing");
+  return term;
 }
 
 template <class T>
 class Product {
  public:
   Product(const ProductTerm<T>& term, index_t vectors, const ProductOptions& options)
-      : term_(term), vectors_(vectors), options_(options), kernels_(kernel_table<T>(options.isa)) {
-    validate(term);
+      : term_(checked(term)),
+        vectors_(vectors),
+        options_(options),
+        kernels_(kernel_table<T>(options.isa)),
+        layout_(term, panel(), tile_rows()) {
     if (vectors < 1) throw InvalidArgument("matmul: no vectors");
-    const index_t outputs = term.left.outputs;
-    inputs_ = term.left.inputs + (term.bias ? 1 : 0);
-    units_ = term.left.units * (term.fold ? outputs : 1);
-    padded_inputs_ = round_up(inputs_, tile_rows());
-    vectors_per_slot_ = units_ < panel() ? panel() / units_ : 1;
-    panels_per_slot_ = ceil_div(units_, panel());
     block_panels_ = ceil_div(widest_block, panel());
     run_rows_ = std::min(run_rows, rows(term.right));
-    run_inputs_ = std::min(run_inputs, inputs_);
+    run_inputs_ = std::min(run_inputs, layout_.inputs);
 
     threads_ = options.threads > 0 ? options.threads : default_threads();
     const double operations = 2.0 * static_cast<double>(rows(term.left) + rows(term.right)) *
-                              static_cast<double>(inputs_) * static_cast<double>(units_ * vectors);
+                              static_cast<double>(layout_.inputs) * static_cast<double>(layout_.units * vectors);
     if (operations < serial_operations) threads_ = 1;
     const index_t wanted = tasks_per_thread * threads_;
     // How an example's positions are divided decides the order of its sums: that must not depend on the threads.
@@ -76,7 +75,7 @@ class Product {
     while (chunk_rows_ / 2 >= lowest && ceil_div(rows(term.left), chunk_rows_) < wanted) chunk_rows_ /= 2;
     chunk_examples_ = std::max<index_t>(1, chunk_rows_ / term.left.positions);
     const index_t chunks = ceil_div(term.left.examples, chunk_examples_);
-    parts_ = std::clamp<index_t>(ceil_div(wanted, chunks), 1, slots(vectors));
+    parts_ = std::clamp<index_t>(ceil_div(wanted, chunks), 1, layout_.slots(vectors));
   }
 
   ProductWorkspace workspace() const {
@@ -101,16 +100,16 @@ class Product {
     index_t most = slots_together();
     while (sweep + slots_bytes(most) > limit) most = (most + 1) / 2;
     Workspace memory(sweep + slots_bytes(most));
-    const index_t step = most * vectors_per_slot_;
+    const index_t step = most * layout_.vectors_per_slot;
     for (index_t j = 0; j < vectors_; j += step) {
       const std::size_t before = memory.mark();
       const index_t count = std::min(step, vectors_ - j);
       const VectorsView<T> some{v.data + j * v.column_stride, v.rows, count, v.row_stride, v.column_stride};
-      T* packed = memory.take<T>(slots_elements(slots(count)));
+      T* packed = memory.take<T>(slots_elements(layout_.slots(count)));
       if (one_sum()) {
         sum_gradients(some, packed, packed, memory);
       } else {
-        double* sums = memory.take<double>(slots_elements(slots(count)));
+        double* sums = memory.take<double>(slots_elements(layout_.slots(count)));
         sum_gradients(some, sums, packed, memory);
       }
       inner_products(count, packed, {out.data + j, out.rows, count, out.row_stride}, memory);
@@ -119,21 +118,18 @@ class Product {
   }
 
  private:
-  // A slot is what vectors are divided by: whole panels of one vector, or one panel of several short ones.
-  index_t slots(index_t vectors) const { return ceil_div(vectors, vectors_per_slot_); }
   index_t slots_together() const {
     const auto fitting = static_cast<index_t>(most_bytes_together / slots_bytes(1));
-    const index_t filling = ceil_div(columns_together, panels_per_slot_ * panel());
-    return std::min(std::max(fitting, filling), slots(vectors_));
+    const index_t filling = ceil_div(columns_together, layout_.panels_per_slot * panel());
+    return std::min(std::max(fitting, filling), layout_.slots(vectors_));
   }
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
   index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
-  index_t panel_elements() const { return padded_inputs_ * panel(); }
   static index_t rows(const OuterProducts<T>& side) { return side.examples * side.positions; }
 
   std::size_t slots_elements(index_t count) const {
-    return static_cast<std::size_t>(count * panels_per_slot_ * panel_elements());
+    return static_cast<std::size_t>(count * layout_.panels_per_slot * layout_.panel_elements());
   }
   std::size_t slots_bytes(index_t count) const {
     const std::size_t sums = one_sum() ? 0 : Workspace::bytes_for<double>(slots_elements(count));
@@ -144,9 +140,11 @@ class Product {
 
   // Elements of what the sweeps work on: activations packed for all threads, and of each thread its packed factors and
   // products.
-  index_t shared_elements() const { return run_rows_ * std::min(block_panels_, ceil_div(inputs_, panel())) * panel(); }
+  index_t shared_elements() const {
+    return run_rows_ * std::min(block_panels_, ceil_div(layout_.inputs, panel())) * panel();
+  }
   index_t weighted_elements() const { return panels_together * std::min(depth_block, run_rows_) * panel(); }
-  index_t product_rows() const { return std::min(block_panels_ * panel(), padded_inputs_); }
+  index_t product_rows() const { return std::min(block_panels_ * panel(), layout_.padded_inputs); }
   index_t chunk_elements() const { return round_up(chunk_rows_, panel()) * run_inputs_; }
   index_t values_elements() const { return round_up(chunk_rows_, tile_rows()) * block_panels_ * panel(); }
 
@@ -161,67 +159,13 @@ class Product {
     return static_cast<std::size_t>(threads_) * (bytes(chunk_elements()) + bytes(values_elements()));
   }
 
-  // The part of a vector's units that lies side by side in memory and in a panel.
-  struct Piece {
-    index_t vector, output, unit, width, column;
-  };
-
-  // Of panel q, of so many vectors. Without `fold` the output is to be summed over, and is 0 here.
-  template <class Visit>
-  void pieces(index_t q, index_t count, const Visit& visit) const {
-    const index_t first = q / panels_per_slot_ * vectors_per_slot_, last = std::min(first + vectors_per_slot_, count);
-    const index_t begin = q % panels_per_slot_ * panel();
-    for (index_t j = first; j < last; ++j) {
-      ranges(begin, std::min(begin + panel(), units_), (j - first) * units_, [&](Piece piece) {
-        piece.vector = j;
-        visit(piece);
-      });
-    }
-  }
-
-  // Units [begin, end) of a vector, the first of them in `column`, cut where one output ends and another begins.
-  template <class Visit>
-  void ranges(index_t begin, index_t end, index_t column, const Visit& visit) const {
-    const index_t length = term_.left.units;
-    for (index_t r = begin; r < end;) {
-      const index_t stop = std::min(end, r / length * length + length);
-      visit(Piece{0, r / length, r % length, stop - r, column + (r - begin)});
-      r = stop;
-    }
-  }
-
-  index_t panel_width(index_t q, index_t count) const {
-    if (units_ < panel()) return units_ * std::min(vectors_per_slot_, count - q * vectors_per_slot_);
-    return std::min(panel(), units_ - q % panels_per_slot_ * panel());
-  }
-
-  // Calls visit(i, example, position) for `count` rows from `first` on.
-  template <class Visit>
-  static void each_row(const OuterProducts<T>& side, index_t first, index_t count, const Visit& visit) {
-    index_t n = first / side.positions, t = first % side.positions;
-    for (index_t i = 0; i < count; ++i) {
-      visit(i, n, t);
-      if (++t == side.positions) {
-        t = 0;
-        ++n;
-      }
-    }
-  }
-
-  static const T* activation(const OuterProducts<T>& s, index_t n, index_t t) {
-    return s.activations + n * s.activation_strides[0] + t * s.activation_strides[1];
-  }
-  static const T* backprop(const OuterProducts<T>& s, index_t n, index_t c, index_t t) {
-    return s.backprops + n * s.backprop_strides[0] + c * s.backprop_strides[1] + t * s.backprop_strides[2];
-  }
-
   // First sweep: g_j' o weights in panels, summed up in Sum. Runs of rows follow one another; the threads share the
   // entries of g.
   template <class Sum>
   void sum_gradients(const VectorsView<T>& v, Sum* sums, T* packed, Workspace& memory) const {
     const std::size_t before = memory.mark();
     const OuterProducts<T>& side = term_.right;
-    const index_t total_panels = slots(v.count) * panels_per_slot_, input_panels = ceil_div(inputs_, panel());
+    const index_t total_panels = layout_.panels(v.count), input_panels = ceil_div(layout_.inputs, panel());
     T* shared = take(memory, shared_elements());
     std::vector<T*> weighted, products;
     for (int i = 0; i < threads_; ++i) {
@@ -244,7 +188,7 @@ class Product {
             },
             options_.poll);
 
-        const index_t begin = p * panel(), end = std::min(begin + stride, padded_inputs_);
+        const index_t begin = p * panel(), end = std::min(begin + stride, layout_.padded_inputs);
         const index_t groups = ceil_div(total_panels, panels_together);
         const index_t share = std::clamp<index_t>(ceil_div(tasks_per_thread * threads_, groups), 1, packed_panels);
         const index_t step = ceil_div(packed_panels, share) * panel(), spans = ceil_div(end - begin, step);
@@ -258,7 +202,7 @@ class Product {
                            {begin, stride}, weighted[w], products[w]);
               for (index_t b = q; b < std::min(q + panels_together, total_panels); ++b) {
                 const T* product = products[w] + (b - q) * product_rows() * panel();
-                Sum* target = sums + b * panel_elements() + first * panel();
+                Sum* target = sums + b * layout_.panel_elements() + first * panel();
                 const index_t elements = (last - first) * panel();
                 if (row == 0) {
                   std::copy_n(product, elements, target);
@@ -297,11 +241,11 @@ class Product {
     const T* starts[depth_block];
     T weights[depth_block];
     const auto length = static_cast<std::size_t>(depth);
-    if (panel_width(q, v.count) < panel()) std::fill_n(target, depth * panel(), T{0});
+    if (layout_.panel_width(q, v.count) < panel()) std::fill_n(target, depth * panel(), T{0});
     const index_t outputs = term_.fold ? 1 : side.outputs;
-    if (units_ == 1) {
+    if (layout_.units == 1) {
       // Here the vectors are the rows, and the backprops their weights.
-      const index_t first = q * vectors_per_slot_, width = panel_width(q, v.count);
+      const index_t first = q * layout_.vectors_per_slot, width = layout_.panel_width(q, v.count);
       for (index_t c = 0; c < outputs; ++c) {
         each_row(side, row, depth, [&](index_t i, index_t n, index_t t) {
           starts[i] = v.data + (n * outputs + c) * v.row_stride + first * v.column_stride;
@@ -312,7 +256,7 @@ class Product {
       }
       return;
     }
-    pieces(q, v.count, [&](const Piece& piece) {
+    layout_.pieces(q, v.count, [&](const auto& piece) {
       for (index_t c = 0; c < outputs; ++c) {
         each_row(side, row, depth, [&](index_t i, index_t n, index_t t) {
           starts[i] = backprop(side, n, term_.fold ? piece.output : c, t) + piece.unit * side.backprop_strides[3];
@@ -349,7 +293,7 @@ class Product {
         const T* a = shared + k * packing.stride + at / panel() * size + at % panel();
         if (at % panel() == 0) ahead = a + (i + panel() < inputs.end ? size : 0);
         for (index_t q = panels.begin; q < panels.end; ++q) {
-          const index_t vectors = ceil_div(panel_width(q, v.count), lanes());
+          const index_t vectors = ceil_div(layout_.panel_width(q, v.count), lanes());
           T* target = product + ((q - panels.begin) * product_rows() + (i - inputs.begin)) * panel();
           kernels_.inner_products[vectors - 1](a, weighted + (q - panels.begin) * size, static_cast<std::size_t>(depth),
                                                target, static_cast<std::size_t>(panel()), k > 0, ahead);
@@ -363,11 +307,11 @@ class Product {
   template <class Sum>
   void weight(index_t count, Sum* sums, T* packed) const {
     parallel_for(
-        slots(count) * panels_per_slot_, threads_,
+        layout_.panels(count), threads_,
         [&](index_t q, int) {
-          Sum* g = sums + q * panel_elements();
+          Sum* g = sums + q * layout_.panel_elements();
           if (term_.weights) {
-            pieces(q, count, [&](const Piece& piece) {
+            layout_.pieces(q, count, [&](const auto& piece) {
               for (index_t u = 0; u < piece.width; ++u) {
                 const T* row = term_.weights + (piece.unit + u) * term_.left.inputs;
                 Sum* column = g + piece.column + u;
@@ -379,8 +323,8 @@ class Product {
             });
           }
           if constexpr (!std::is_same_v<T, Sum>) {
-            T* target = packed + q * panel_elements();
-            for (index_t e = 0; e < panel_elements(); ++e) target[e] = static_cast<T>(g[e]);
+            T* target = packed + q * layout_.panel_elements();
+            for (index_t e = 0; e < layout_.panel_elements(); ++e) target[e] = static_cast<T>(g[e]);
           }
         },
         options_.poll);
@@ -389,7 +333,7 @@ class Product {
   // Second sweep: every thread draws some examples and some of the vectors.
   void inner_products(index_t count, const T* packed, const MatrixView<double>& out, Workspace& memory) const {
     const index_t chunks = ceil_div(term_.left.examples, chunk_examples_);
-    const index_t parts = std::min(parts_, slots(count)), part = ceil_div(slots(count), parts);
+    const index_t parts = std::min(parts_, layout_.slots(count)), part = ceil_div(layout_.slots(count), parts);
     std::vector<T*> chunk, values;
     for (int i = 0; i < threads_; ++i) {
       chunk.push_back(take(memory, chunk_elements()));
@@ -400,8 +344,8 @@ class Product {
         [&](index_t i, int worker) {
           const auto w = static_cast<std::size_t>(worker);
           const index_t n = i / parts * chunk_examples_, last = std::min(n + chunk_examples_, term_.left.examples);
-          const Range vectors{i % parts * part * vectors_per_slot_,
-                              std::min((i % parts + 1) * part * vectors_per_slot_, count)};
+          const Range vectors{i % parts * part * layout_.vectors_per_slot,
+                              std::min((i % parts + 1) * part * layout_.vectors_per_slot, count)};
           if (vectors.begin >= vectors.end) return;
           if (!options_.accumulate) {
             const index_t outputs = term_.fold ? 1 : term_.left.outputs;
@@ -412,10 +356,10 @@ class Product {
           const index_t positions = term_.left.positions;
           for (index_t row = n * positions; row < last * positions; row += chunk_rows_) {
             const RowRun run{row, std::min(chunk_rows_, last * positions - row)};
-            for (index_t k = 0; k < inputs_; k += run_inputs_) {
-              pack_chunk(run, {k, std::min(k + run_inputs_, inputs_)}, chunk[w]);
-              multiply_chunk(run, {k, std::min(k + run_inputs_, inputs_)}, chunk[w], packed, count, vectors, values[w],
-                             out);
+            for (index_t k = 0; k < layout_.inputs; k += run_inputs_) {
+              pack_chunk(run, {k, std::min(k + run_inputs_, layout_.inputs)}, chunk[w]);
+              multiply_chunk(run, {k, std::min(k + run_inputs_, layout_.inputs)}, chunk[w], packed, count, vectors,
+                             values[w], out);
             }
           }
         },
@@ -440,18 +384,19 @@ class Product {
 
   void multiply_chunk(RowRun run, Range inputs, const T* chunk, const T* packed, index_t count, Range vectors,
                       T* values, const MatrixView<double>& out) const {
-    const index_t last_panel = slots(vectors.end) * panels_per_slot_, ldy = block_panels_ * panel();
-    for (index_t q = vectors.begin / vectors_per_slot_ * panels_per_slot_; q < last_panel;) {
+    const index_t last_panel = layout_.panels(vectors.end), ldy = block_panels_ * panel();
+    for (index_t q = vectors.begin / layout_.vectors_per_slot * layout_.panels_per_slot; q < last_panel;) {
       // A block of panels never holds parts of two vectors, so that an entry's sum is cut at the same units always.
-      const index_t rest = panels_per_slot_ > 1 ? panels_per_slot_ - q % panels_per_slot_ : last_panel - q;
+      const index_t rest =
+          layout_.panels_per_slot > 1 ? layout_.panels_per_slot - q % layout_.panels_per_slot : last_panel - q;
       const index_t block = std::min({block_panels_, rest, last_panel - q});
       for (index_t k = inputs.begin; k < inputs.end;) {
         // Blocks of even depth: one that is left over with a few inputs would cost nearly as much as a whole one.
         const index_t depth = ceil_div(inputs.end - k, ceil_div(inputs.end - k, depth_block));
         for (index_t b = q; b < q + block; ++b) {
-          const T* g = packed + b * panel_elements() + k * panel();
-          const T* ahead = b + 1 < q + block ? g + panel_elements() : g;
-          const index_t width = ceil_div(panel_width(b, count), lanes());
+          const T* g = packed + b * layout_.panel_elements() + k * panel();
+          const T* ahead = b + 1 < q + block ? g + layout_.panel_elements() : g;
+          const index_t width = ceil_div(layout_.panel_width(b, count), lanes());
           for (index_t i = 0; i < run.count; i += tile_rows()) {
             const T* a = chunk + i / panel() * panel() * (inputs.end - inputs.begin) + (k - inputs.begin) * panel() +
                          i % panel();
@@ -473,11 +418,11 @@ class Product {
                           const MatrixView<double>& out) const {
     const OuterProducts<T>& side = term_.left;
     const index_t outputs = term_.fold ? 1 : side.outputs;
-    const index_t first = panels.begin / panels_per_slot_ * vectors_per_slot_;
-    const index_t last = std::min(count, slots_end(panels.end) * vectors_per_slot_);
+    const index_t first = panels.begin / layout_.panels_per_slot * layout_.vectors_per_slot;
+    const index_t last = std::min(count, ceil_div(panels.end, layout_.panels_per_slot) * layout_.vectors_per_slot);
     const T* starts[tallest_chunk];
     double sums[tallest_chunk];
-    if (units_ == 1) {
+    if (layout_.units == 1) {
       for (index_t c = 0; c < outputs; ++c) {
         each_row(side, run.first, run.count, [&](index_t i, index_t n, index_t t) {
           const double d = term_.scale * static_cast<double>(*backprop(side, n, c, t));
@@ -488,18 +433,18 @@ class Product {
       }
       return;
     }
-    const index_t begin = panels.begin % panels_per_slot_ * panel();
-    const index_t end = std::min(begin + (panels.end - panels.begin) * panel(), units_);
+    const index_t begin = panels.begin % layout_.panels_per_slot * panel();
+    const index_t end = std::min(begin + (panels.end - panels.begin) * panel(), layout_.units);
     for (index_t c = 0; c < outputs; ++c) {
-      ranges(begin, panels_per_slot_ > 1 ? end : units_, 0, [&](const Piece& piece) {
+      layout_.ranges(begin, layout_.panels_per_slot > 1 ? end : layout_.units, 0, [&](const auto& piece) {
         each_row(side, run.first, run.count, [&](index_t i, index_t n, index_t t) {
           starts[i] = backprop(side, n, term_.fold ? piece.output : c, t) + piece.unit * side.backprop_strides[3];
         });
         for (index_t j = first; j < last; ++j) {
-          const index_t slot = (j - first) / vectors_per_slot_, within = (j - first) % vectors_per_slot_;
-          kernels_.dots(starts, values + slot * panel() + within * units_ + piece.column, static_cast<std::size_t>(ldy),
-                        static_cast<std::size_t>(run.count), static_cast<std::size_t>(piece.width),
-                        side.backprop_strides[3], sums);
+          const index_t slot = (j - first) / layout_.vectors_per_slot, within = (j - first) % layout_.vectors_per_slot;
+          kernels_.dots(starts, values + slot * panel() + within * layout_.units + piece.column,
+                        static_cast<std::size_t>(ldy), static_cast<std::size_t>(run.count),
+                        static_cast<std::size_t>(piece.width), side.backprop_strides[3], sums);
           each_row(side, run.first, run.count,
                    [&](index_t i, index_t n, index_t) { out.row(n * outputs + c)[j] += term_.scale * sums[i]; });
         }
@@ -507,14 +452,12 @@ class Product {
     }
   }
 
-  index_t slots_end(index_t panels) const { return ceil_div(panels, panels_per_slot_); }
-
   const ProductTerm<T>& term_;
   index_t vectors_;
   const ProductOptions& options_;
   const KernelTable<T>& kernels_;
+  ProductLayout layout_;
   int threads_ = 1;
-  index_t inputs_ = 1, padded_inputs_ = 1, units_ = 1, vectors_per_slot_ = 1, panels_per_slot_ = 1;
   index_t block_panels_ = 1, run_rows_ = 1, run_inputs_ = 1;
   index_t chunk_rows_ = tallest_chunk, chunk_examples_ = 1, parts_ = 1;
 };

@@ -193,7 +193,7 @@ void long_sums() {
   ProductTerm<float> wide;
   wide.left.activations = wide.left.backprops = values.data();
   wide.left.examples = wide.left.units = 1;
-  wide.left.inputs = length;
+  wide.bias = true;
   wide.left.activation_strides[2] = 1;
   wide.right = wide.left;
   const VectorsView<float> one{values.data(), 1, 1, 1, 1};
@@ -202,7 +202,11 @@ void long_sums() {
     options.isa = isa;
     const auto out = run(term, v, options);
     CHECK(std::abs(out.front() - exact) <= 1e-5 * exact && std::abs(out.back() - exact) <= 1e-5 * exact);
-    CHECK(std::abs(run(wide, one, options)[0] - exact) <= 1e-5 * exact);
+    for (const index_t inputs : {index_t{1} << 14, length}) {
+      wide.left.inputs = wide.right.inputs = inputs;
+      const double sum = static_cast<double>(inputs) * std::pow(value, 5) + std::pow(value, 3);
+      CHECK(std::abs(run(wide, one, options)[0] - sum) <= 1e-5 * sum);
+    }
   }
 }
 
