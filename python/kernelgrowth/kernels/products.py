@@ -123,6 +123,7 @@ class Products:
         self._preconditioner = preconditioner
         self._limit = memory_limit
         self._check_finite = check_finite
+        self._groups: dict[Any, tuple[int, int]] = {}
         self._tiled = TiledKernel(feats, feats2, outputs, roots)
         each = feats.num_outputs if outputs == "full" else 1
         self.shape = (feats.num_examples * each, (feats if feats2 is None else feats2).num_examples * each)
@@ -233,7 +234,16 @@ class Products:
 
     def _group(self, vectors: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> tuple[int, int]:
         """Return how many vectors are taken at a time, and the workspace left for each block's product."""
-        threads, each = native.num_threads(), self._vector_bytes(shape)
+        threads = native.num_threads()
+        key = (vectors, dtype, shape, threads)
+        if key not in self._groups:
+            self._groups[key] = self._fitted_group(vectors, dtype, shape, threads)
+        return self._groups[key]
+
+    def _fitted_group(
+        self, vectors: int, dtype: np.dtype[Any], shape: tuple[int, int], threads: int
+    ) -> tuple[int, int]:
+        each = self._vector_bytes(shape)
         fixed = shape[0] * vectors * dtype.itemsize + sum(block.copied_bytes for block in self._counted)
 
         def left(group: int) -> int:
