@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   kernelgrowth::python::register_runtime(m);
   kernelgrowth::python::register_gram(m);
   kernelgrowth::python::register_matmul(m);
+  kernelgrowth::python::register_im2col(m);
   kernelgrowth::python::register_statistics(m);
 }

@@ -50,9 +50,9 @@ typename VectorOf<T, lanes<T>>::type interleave(typename VectorOf<T, lanes<T>>::
 #endif
 }
 
-// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows.
+// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows. Always inline: it lives in registers.
 template <class T>
-void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
+__attribute__((always_inline)) inline void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
   constexpr std::size_t n = lanes<T>;
 #pragma GCC unroll 8
   for (std::size_t stage = 1; stage < n; stage *= 2) {
@@ -71,8 +71,8 @@ template <class T>
 void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
-  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
-  for (std::size_t first = 0; first < panel; first += n) {
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel, tile = Tile<T>::rows;
+  for (std::size_t first = 0; first < (count + tile - 1) / tile * tile; first += n) {
     std::size_t k = 0;
     if (n > 1 && stride == 1) {
       for (; k + n <= length; k += n) {
@@ -94,8 +94,74 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
   }
 }
 
+template <class T>
+void transpose_square(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  typename VectorOf<T, lanes<T>>::type square[lanes<T>];
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    square[i] = *reinterpret_cast<const Unaligned*>(source + static_cast<std::ptrdiff_t>(i) * source_stride);
+  }
+  transpose<T>(square);
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    *reinterpret_cast<Unaligned*>(target + static_cast<std::ptrdiff_t>(i) * target_stride) = square[i];
+  }
+}
+
+template <class T>
+void pack_columns(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
+                  std::ptrdiff_t element_stride, T* target) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
+  const bool adjacent = element_stride == 1;
+  for (std::size_t k = 0; k < length; ++k, source += stride, target += panel) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < panel; i += n) {
+      *reinterpret_cast<Unaligned*>(target + i) =
+          adjacent && i + n <= count ? *reinterpret_cast<const Unaligned*>(source + i) : Vector{};
+    }
+    if (adjacent && count >= n) {
+      // The last entries with a vector that overlaps the one before.
+      *reinterpret_cast<Unaligned*>(target + count - n) = *reinterpret_cast<const Unaligned*>(source + count - n);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) target[i] = source[static_cast<std::ptrdiff_t>(i) * element_stride];
+    }
+  }
+}
+
+template <class T>
+void turn(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
+  for (std::size_t k = 0; k < length; k += n) {
+    Vector square[n];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < n; ++i) {
+      square[i] = i < count ? *reinterpret_cast<const Unaligned*>(source + static_cast<std::ptrdiff_t>(i) * stride + k)
+                            : Vector{};
+    }
+    transpose<T>(square);
+    const std::size_t wanted = length - k < n ? length - k : n;
+    for (std::size_t i = 0; i < wanted; ++i) *reinterpret_cast<Unaligned*>(target + (k + i) * panel) = square[i];
+  }
+}
+
+template <class T>
+void weigh(T* target, const T* weights, std::size_t length) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  for (std::size_t k = 0; k < length; ++k, target += Tile<T>::panel) {
+#pragma GCC unroll 8
+    for (std::size_t j = 0; j < Tile<T>::vectors; ++j)
+      *reinterpret_cast<Unaligned*>(target + j * lanes<T>) *= weights[k];
+  }
+}
+
 template <class T, std::size_t Vectors>
-void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead) {
+void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead,
+                    std::ptrdiff_t ahead_step) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t rows = Tile<T>::rows, panel = Tile<T>::panel;
@@ -103,7 +169,8 @@ void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t
   Vector sum[rows][Vectors] = {};
   for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
-    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead + k * fetched_per_step<T>);
+    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead);
+    ahead += ahead_step;
     Vector right[Vectors];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);
@@ -188,6 +255,31 @@ void add_hadamard(T* sum, const T* p, const T* q, std::size_t n, T offset, T sca
     const auto first = scale * (*reinterpret_cast<const Unaligned*>(p + i) + offset);
     *reinterpret_cast<Unaligned*>(sum + i) += first * *reinterpret_cast<const Unaligned*>(q + i);
   }
+}
+
+// By rows and by columns, and then the mean of both: an order that a transposition does not change.
+template <class T>
+T sum_pairs(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns) {
+  // Several rows at once, whose chains of additions are independent.
+  constexpr std::size_t together = 4;
+  for (std::size_t u = 0; u < cols; ++u) columns[u] = 0;
+  T by_rows = 0, by_columns = 0;
+  for (std::size_t t = 0; t < rows; t += together) {
+    const std::size_t count = rows - t < together ? rows - t : together;
+    T sums[together] = {};
+    for (std::size_t u = 0; u < cols; ++u) {
+#pragma GCC unroll 4
+      for (std::size_t i = 0; i < together; ++i) {
+        if (i >= count) break;
+        const T value = values[static_cast<std::ptrdiff_t>(t + i) * stride + static_cast<std::ptrdiff_t>(u)];
+        sums[i] += value;
+        columns[u] += value;
+      }
+    }
+    for (std::size_t i = 0; i < count; ++i) by_rows += sums[i];
+  }
+  for (std::size_t u = 0; u < cols; ++u) by_columns += columns[u];
+  return (by_rows + by_columns) / 2;
 }
 
 constexpr std::size_t double_lanes = lanes<double>;
@@ -280,13 +372,18 @@ constexpr KernelTable<T> table() {
           Tile<T>::rows,
           lanes<T>,
           pack<T>,
+          pack_columns<T>,
+          turn<T>,
+          weigh<T>,
           {narrow_inner_products<T, 1>, narrow_inner_products<T, 2>, narrow_inner_products<T, 3>,
            narrow_inner_products<T, 4>, narrow_inner_products<T, 5>, narrow_inner_products<T, 6>},
           fetched_per_step<T>,
           pack_weighted<T>,
           dots<T>,
+          transpose_square<T>,
           add_term<T>,
           add_hadamard<T>,
+          sum_pairs<T>,
           row_sums<T>,
           dot<T>,
           multiply_add<T>};

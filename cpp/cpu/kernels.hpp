@@ -21,13 +21,22 @@ struct KernelTable {
   std::size_t tile_rows;
   std::size_t lanes;
 
-  // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i < panel.
+  // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i up to the end of the register tile
+  // and of the vector; what lies beyond is never read.
   void (*pack)(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // The same from vectors that lie side by side: target[k * panel + i] = source[k * stride + i * element_stride].
+  void (*pack_columns)(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
+                       std::ptrdiff_t element_stride, T* target);
+  // `lanes` rows of a panel: target[k * panel + i] = source[i * stride + k], 0 for count <= i < lanes. Whole vectors of
+  // the source are read, also beyond `length`.
+  void (*turn)(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // target[k * panel + i] *= weights[k]
+  void (*weigh)(T* target, const T* weights, std::size_t length);
   // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
-  // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
+  // every step asks for what lies at `ahead`, which later calls will read, and moves it on by `ahead_step` elements.
   // inner_products[v - 1] computes the first v * lanes columns only.
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
-                                            bool accumulate, const T* ahead);
+                                            bool accumulate, const T* ahead, std::ptrdiff_t ahead_step);
   std::size_t fetched_per_step;
   // Writes columns of a panel whose depth are rows: target[k * panel + i] = or += weights[k] * rows[k][i * stride] for
   // i < width.
@@ -36,10 +45,14 @@ struct KernelTable {
   // sums[i] = <rows[i], y_i> for i < count, y_i at y + i * ldy; partial sums of lanes in T, added up in double.
   void (*dots)(const T* const* rows, const T* y, std::size_t ldy, std::size_t count, std::size_t length,
                std::ptrdiff_t stride, double* sums);
+  // target[j * target_stride + i] = source[i * source_stride + j] for i, j < lanes.
+  void (*transpose)(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride);
   // sum += scale * (p + offset); n a multiple of the lanes
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
   // sum += scale * (p + offset) * q; n a multiple of the lanes
   void (*add_hadamard)(T* sum, const T* p, const T* q, std::size_t n, T offset, T scale);
+  // The sum of a rows x cols matrix; the transposed matrix has the same bits. `columns` holds cols numbers of scratch.
+  T (*sum_pairs)(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns);
   // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
   RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
   double (*dot)(const T* row, const double* y, std::size_t n);

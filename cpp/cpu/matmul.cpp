@@ -125,6 +125,7 @@ class Product {
   }
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
   index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
+  index_t fetched_per_step() const { return static_cast<index_t>(kernels_.fetched_per_step); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
   static index_t rows(const OuterProducts<T>& side) { return side.examples * side.positions; }
 
@@ -296,8 +297,9 @@ class Product {
           const index_t vectors = ceil_div(layout_.panel_width(q, v.count), lanes());
           T* target = product + ((q - panels.begin) * product_rows() + (i - inputs.begin)) * panel();
           kernels_.inner_products[vectors - 1](a, weighted + (q - panels.begin) * size, static_cast<std::size_t>(depth),
-                                               target, static_cast<std::size_t>(panel()), k > 0, ahead);
-          if (i + panel() < inputs.end) ahead += depth * static_cast<index_t>(kernels_.fetched_per_step);
+                                               target, static_cast<std::size_t>(panel()), k > 0, ahead,
+                                               fetched_per_step());
+          if (i + panel() < inputs.end) ahead += depth * fetched_per_step();
         }
       }
     }
@@ -402,8 +404,8 @@ class Product {
                          i % panel();
             kernels_.inner_products[width - 1](a, g, static_cast<std::size_t>(depth),
                                                values + i * ldy + (b - q) * panel(), static_cast<std::size_t>(ldy),
-                                               k > inputs.begin, ahead);
-            if (b + 1 < q + block) ahead += depth * static_cast<index_t>(kernels_.fetched_per_step);
+                                               k > inputs.begin, ahead, fetched_per_step());
+            if (b + 1 < q + block) ahead += depth * fetched_per_step();
           }
         }
         k += depth;

@@ -5,14 +5,17 @@ import numpy as np
 import numpy.typing as npt
 
 _Array = np.ndarray[Any, np.dtype[Any]]
-_Term = tuple[_Array, _Array | None, _Array | None, _Array | None, float, float]
+_Factor = _Array | tuple[_Array, _Array] | tuple[_Array, _Array, bool, bool, _Array | None]
+_Term = tuple[_Factor, _Factor | None, _Factor | None, _Factor | None, float, float]
 
 class WorkspaceTooSmall(MemoryError): ...
 
 def default_threads() -> int: ...
 def available_isas() -> list[str]: ...
 def active_isa() -> str: ...
-def multiply_add_peak(*, double_precision: bool = False, threads: int = 0, isa: str = "") -> float: ...
+def multiply_add_peak(
+    *, double_precision: bool = False, threads: int = 0, isa: str = "", quick: bool = False
+) -> float: ...
 def copy_bandwidth(*, threads: int = 0) -> float: ...
 def gram(
     terms: Sequence[_Term],
@@ -25,8 +28,27 @@ def gram(
     isa: str = "",
 ) -> None: ...
 def gram_workspace(
-    terms: Sequence[_Term], rows: int, cols: int, *, symmetric: bool, threads: int = 0
-) -> tuple[int, int]: ...
+    terms: Sequence[_Term], rows: int, cols: int, *, kernels: int = 1, symmetric: bool, threads: int = 0
+) -> tuple[int, int, int]: ...
+def squared_norms(factor: _Factor, *, threads: int = 0) -> npt.NDArray[np.float64]: ...
+def im2col(
+    images: _Array,
+    columns: _Array,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    threads: int = 0,
+) -> None: ...
+def col2im(
+    columns: _Array,
+    images: _Array,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    threads: int = 0,
+) -> None: ...
 def matmul(
     left: tuple[_Array, _Array],
     right: tuple[_Array, _Array] | None,

@@ -1,8 +1,7 @@
-"""From gradient blocks to what the Gram kernel takes: factor pairs where structure allows it, else expanded rows."""
+"""From gradient features and an outputs mode to the matrices to be computed, each a sum of lowered blocks."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +11,11 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth._backend.native import Factor, GramTerm
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard
 
 __all__ = [
     "OUTPUTS",
-    "ExpandedOuterProduct",
-    "ExpandedRows",
-    "Expansion",
-    "FusedTerm",
-    "LoweredBlock",
     "Problem",
     "check_pair",
     "check_preconditioner",
@@ -33,205 +27,15 @@ OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 Preconditioner = Mapping[str, tuple[FloatArray, ...]]
 
 
-# Gradients are written out in pieces of about so many entries an output, each a term of its own. Where the pieces end
-# depends on the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory.
-PIECE = 4096
-# Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
-LONGEST_ROWS = 8 * PIECE
-
-
-@dataclass(frozen=True)
-class FusedTerm:
-    """A block whose terms go into the fused Gram as they stand.
-
-    `strategy` is "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)` and "rows" for one-factor terms, the pieces of long rows.
-    """
-
-    name: str
-    strategy: str
-    terms: tuple[GramTerm, ...]
-
-
-@dataclass(frozen=True)
-class Expansion(ABC):
-    """A block whose gradients are written out piece by piece: positions or a preconditioner.
-
-    Attributes
-    ----------
-    name : str
-    sides : tuple
-        What the gradients are made from: one entry for a symmetric Gram, two for a rectangular one.
-    weights : tuple of ndarray
-        Square roots of the preconditioner by parameter; empty without one.
-    scale : float
-    fold : bool
-        Whether outputs are summed over (trace) instead of kept apart.
-    """
-
-    name: str
-    sides: tuple[Any, ...]
-    weights: tuple[FloatArray, ...]
-    scale: float
-    fold: bool
-
-    @property
-    @abstractmethod
-    def shapes(self) -> list[tuple[int, int]]:
-        """(N, C) of each side."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of the features read."""
-
-    @property
-    @abstractmethod
-    def flops(self) -> int:
-        """Floating-point operations of writing the gradients out."""
-
-    @property
-    def transient_bytes(self) -> int:
-        """Bytes that writing out a piece takes beside it, for a moment."""
-        return 0
-
-    @property
-    @abstractmethod
-    def pieces(self) -> list[tuple[int, slice, int]]:
-        """(parameter, its rows or entries, length in entries an output) of each piece."""
-
-    @abstractmethod
-    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
-        """Write out one side's gradients of a part of a parameter, (N, C, length), contiguous."""
-
-    def term(self, piece: tuple[int, slice, int]) -> GramTerm:
-        """Return a piece as a one-factor term."""
-        parameter, part, _ = piece
-        rows = [self.expand(side, parameter, part) for side in self.sides]
-        return GramTerm(Factor(*(_fold(g) if self.fold else g for g in rows)), scale=self.scale)
-
-
-@dataclass(frozen=True)
-class ExpandedOuterProduct(Expansion):
-    """Gradients of a weight (parameter 0, in rows) and its bias (1); sides are (A (N, T, d_in), D (N, C, T, d_out))."""
-
-    bias: bool
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(N, C) of each side."""
-        return [d.shape[:2] for _, d in self.sides]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
-        dtype: np.dtype[Any] = self.sides[0][0].dtype
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of activations and backprops."""
-        return sum(a.nbytes + d.nbytes for a, d in self.sides)
-
-    @property
-    def flops(self) -> int:
-        """Of the outer products' sums, and the bias' sums over positions."""
-        return sum(d.size * (2 * a.shape[2] + int(self.bias)) for a, d in self.sides)
-
-    @property
-    def transient_bytes(self) -> int:
-        """Bytes of the contiguous copies that products are made from."""
-        rows = max(part.stop - part.start for _, part, _ in self.pieces)
-        counts = [d.nbytes // d.shape[3] * rows + (0 if a.flags.c_contiguous else a.nbytes) for a, d in self.sides]
-        return int(max(counts))
-
-    @property
-    def pieces(self) -> list[tuple[int, slice, int]]:
-        """Some rows of the weight each, then some entries of the bias."""
-        a, d = self.sides[0]
-        positions, d_in, d_out = a.shape[1], a.shape[2], d.shape[3]
-        # What a piece is made from should not be larger than the piece.
-        rows = _slices(d_out, max(1, PIECE // max(d_in, positions)))
-        parts = [(0, part, (part.stop - part.start) * d_in) for part in rows]
-        if self.bias:
-            parts += [(1, part, part.stop - part.start) for part in _slices(d_out, max(1, PIECE // positions))]
-        return parts
-
-    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
-        """Write out `Σ_t δ_t a_tᵀ` of some rows of the weight, or `Σ_t δ_t`."""
-        a, d = side
-        n, c = d.shape[:2]
-        # Contiguous first: products of views in different layouts may round differently.
-        backprops = np.ascontiguousarray(d[..., part].transpose(0, 1, 3, 2))
-        if parameter == 0:
-            gradients: FloatArray = np.matmul(backprops, np.ascontiguousarray(a)[:, None])
-        else:
-            gradients = backprops.sum(axis=3)
-        if self.weights:
-            gradients *= self.weights[parameter][part]
-        return gradients.reshape(n, c, -1)
-
-
-@dataclass(frozen=True)
-class ExpandedRows(Expansion):
-    """Rows times the square root of their preconditioner; sides are (N, C, p)."""
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(N, C) of each side."""
-        return [g.shape[:2] for g in self.sides]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
-        dtype: np.dtype[Any] = self.sides[0].dtype
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows."""
-        return sum(g.nbytes for g in self.sides)
-
-    @property
-    def flops(self) -> int:
-        """One product an entry."""
-        return sum(g.size for g in self.sides)
-
-    @property
-    def pieces(self) -> list[tuple[int, slice, int]]:
-        """Some columns each."""
-        return [(0, part, part.stop - part.start) for part in _slices(self.sides[0].shape[2], PIECE)]
-
-    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
-        """Weight some columns."""
-        return np.ascontiguousarray(side[..., part] * self.weights[parameter][part])
-
-
-LoweredBlock = FusedTerm | Expansion
-
-
 @dataclass(frozen=True)
 class Problem:
-    """One matrix to be computed, the sum of its blocks; `copied_bytes` are features that had to be copied for it."""
+    """One matrix to be computed, the sum of its blocks; `copied_bytes` are features and weights copied for it."""
 
     blocks: tuple[LoweredBlock, ...]
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     symmetric: bool
     copied_bytes: int
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(begin, min(begin + step, length)) for begin in range(0, length, step)]
-
-
-def _fold(rows: FloatArray) -> FloatArray:
-    """Concatenate the outputs' vectors: Σ_c <g_nc, g_mc> is one inner product of that longer vector."""
-    return rows.reshape(rows.shape[0], 1, -1)
 
 
 def check_pair(feats: Any, feats2: Any) -> None:
@@ -309,25 +113,27 @@ def lower(
     """
     if feats.num_outputs == 1:
         outputs = "full"
-    copied = _copied_bytes(feats, feats2, outputs)
+    copied = _copied_bytes(feats, feats2, outputs, roots)
     if copied > memory_limit:
         raise MemoryLimitError(
-            f"outputs={outputs!r} needs {format_bytes(copied)} of copied features, but memory_limit is "
+            f"outputs={outputs!r} needs {format_bytes(copied)} of copied features and weights, but memory_limit is "
             f"{format_bytes(memory_limit)}",
             needed=copied,
             limit=memory_limit,
         )
     if outputs == "diagonal":
         choices = [slice(c, c + 1) for c in range(feats.num_outputs)]
-        return [_problem(feats, feats2, roots, select=choice) for choice in choices]
+        return [_problem(feats, feats2, roots, select=choice, copied_bytes=copied) for choice in choices]
     fold = outputs in ("trace", "mean_trace")
     scale = 1.0 / feats.num_outputs if outputs == "mean_trace" else 1.0
     total = outputs == "sum_logits"
     return [_problem(feats, feats2, roots, fold=fold, total=total, scale=scale, copied_bytes=copied)]
 
 
-def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> int:
-    count = 0
+def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str, roots: Preconditioner) -> int:
+    # Each piece has its weights side by side, in the "trace" once for every output that it folds.
+    copies = feats.num_outputs if outputs in ("trace", "mean_trace") else 1
+    count = copies * sum(array.nbytes for name in feats for array in roots.get(name, ()))
     for side in (feats,) if feats2 is None else (feats, feats2):
         for block in side.values():
             array = block.backprops if isinstance(block, OuterProduct) else block.rows
@@ -362,32 +168,19 @@ def _problem(
     for name in feats:
         sides = [side[name] for side in both]
         first = sides[0]
-        weights = roots.get(name, ())
+        weights = tuple(roots.get(name, ()))
         block_scale = first.scale * scale
         if not isinstance(first, OuterProduct):
             rows = tuple(outputs_of(side.rows) for side in sides if not isinstance(side, OuterProduct))
-            if weights:
-                blocks.append(ExpandedRows(name, rows, tuple(weights), block_scale, fold))
-            else:
-                blocks.append(_fused_rows(name, rows, block_scale, fold))
+            blocks.append(explicit_rows(name, rows, weights, block_scale, fold))
             continue
         pairs = tuple((s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct))
         if weights or any(a.shape[1] > 1 for a, _ in pairs):
-            blocks.append(ExpandedOuterProduct(name, pairs, tuple(weights), block_scale, fold, first.bias))
-            continue
-        activations = Factor(*(a[:, :1] for a, _ in pairs))
-        backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
-        term = GramTerm(activations, backprops, offset=float(first.bias), scale=block_scale)
-        blocks.append(FusedTerm(name, "hadamard", (term,)))
+            blocks.append(expanded(name, pairs, weights, block_scale, fold, first.bias))
+        else:
+            blocks.append(hadamard(name, pairs, block_scale, fold, first.bias))
 
     kept = 1 if fold or total or select is not None else feats.num_outputs
     columns = (feats if feats2 is None else feats2).num_examples
     shape = (feats.num_examples * kept, columns * kept)
     return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)
-
-
-def _fused_rows(name: str, rows: tuple[FloatArray, ...], scale: float, fold: bool) -> FusedTerm:
-    folded = [_fold(g) if fold else g for g in rows]
-    parts = _slices(folded[0].shape[2], LONGEST_ROWS)
-    terms = tuple(GramTerm(Factor(*(g[..., part] for g in folded)), scale=scale) for part in parts)
-    return FusedTerm(name, "rows", terms)
