@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -262,6 +263,18 @@ def test_the_plan_of_a_product_says_what_it_does():
     assert operator.product_plan(20).flops == 2 * 20 * 1500**2
 
 
+@pytest.mark.parametrize(("n", "m"), [(5, None), (16, None), (17, None), (32, None), (75, None), (20, 50), (16, 5)])
+def test_the_plan_counts_every_tile(n, m):
+    def features(count):
+        return GradientFeatures({"w": Rows(np.ones((count, 3)))})
+
+    with small_tiles():
+        tiled = tiles.TiledKernel(features(n), None if m is None else features(m), "full", {})
+        computed = [tile.values.shape for tile in tiled.tiles(2**30, check_finite=True)]
+        counted = [plan.shape for plan, count in tiled.plans(2**30) for _ in range(count)]
+    assert sorted(computed) == sorted(counted)
+
+
 def test_eigsh_forms_no_kernel():
     rng = np.random.default_rng(0)
     a, d = rng.normal(size=(1200, 8)), rng.normal(size=(1200, 5))
@@ -273,6 +286,27 @@ def test_eigsh_forms_no_kernel():
         with mock.patch.object(NTKOperator, "gram", side_effect=AssertionError):
             top = eigsh(operator, 3)
         np.testing.assert_allclose(top.eigenvalues, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("way", ["tiles", "factored"])
+def test_an_interrupt_ends_a_product(way):
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    ones = np.broadcast_to(np.float32(1), (10**6, 300))  # minutes of work in little memory
+    operator = NTKOperator(GradientFeatures({"w": OuterProduct(ones, ones, check_finite=False)}), products=way)
+    v = np.broadcast_to(np.float32(1), (10**6, 8))
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.8)
+    try:
+        with pytest.raises(Stop):
+            operator @ v
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_refusals():

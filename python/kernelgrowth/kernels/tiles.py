@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,16 +58,10 @@ class TiledKernel:
         MemoryLimitError
             If a tile does not fit `memory_limit`.
         """
-        kinds: Counter[tuple[int, int, bool]] = Counter()
-        first: dict[tuple[int, int, bool], tuple[range, range]] = {}
-        for rows, columns in self._pairs():
-            kind = (len(rows), len(columns), self._feats2 is None and rows == columns)
-            kinds[kind] += 1
-            first.setdefault(kind, (rows, columns))
         plans, refusals = [], []
-        for kind, count in kinds.items():
+        for rows, columns, count in self._kinds():
             try:
-                plans.append((self._planned(*first[kind], memory_limit)[1], count))
+                plans.append((self._planned(rows, columns, memory_limit)[1], count))
             except MemoryLimitError as error:
                 refusals.append(error)
         if refusals:
@@ -93,14 +86,29 @@ class TiledKernel:
                 check_range(problem, values)
             yield Tile(self._slice(rows), self._slice(columns), values, self._feats2 is None and rows != columns)
 
+    def _ranges(self, feats: GradientFeatures) -> list[range]:
+        n = feats.num_examples
+        return [range(i, min(i + self._examples, n)) for i in range(0, n, self._examples)]
+
     def _pairs(self) -> Iterator[tuple[range, range]]:
-        columns = (self._feats if self._feats2 is None else self._feats2).num_examples
-        for i in range(0, self._feats.num_examples, self._examples):
-            for j in range(i if self._feats2 is None else 0, columns, self._examples):
-                yield (
-                    range(i, min(i + self._examples, self._feats.num_examples)),
-                    range(j, min(j + self._examples, columns)),
-                )
+        rows = self._ranges(self._feats)
+        columns = rows if self._feats2 is None else self._ranges(self._feats2)
+        for i, row in enumerate(rows):
+            for column in columns[i:] if self._feats2 is None else columns:
+                yield row, column
+
+    def _kinds(self) -> Iterator[tuple[range, range, int]]:
+        """Return a tile of each kind and how many there are: all ranges but the last are of one length."""
+        rows = self._ranges(self._feats)
+        whole = len(rows) - 1
+        kinds = [(rows[0], rows[0], whole), (rows[-1], rows[-1], 1), (rows[0], rows[-1], whole)]
+        if self._feats2 is None:
+            kinds.append((rows[0], rows[min(1, whole)], whole * (whole - 1) // 2))
+        else:
+            columns = self._ranges(self._feats2)
+            kinds = [(rows[0], columns[0], whole * (len(columns) - 1)), (rows[-1], columns[-1], 1)]
+            kinds += [(rows[0], columns[-1], whole), (rows[-1], columns[0], len(columns) - 1)]
+        return (kind for kind in kinds if kind[2] > 0)
 
     def _slice(self, examples: range) -> slice:
         return slice(examples.start * self._rows_each, examples.stop * self._rows_each)
