@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import convolution, end_to_end, gram, multi_output, products, statistics
+from benchmarks import convolution, end_to_end, end_to_end_cnn, gram, multi_output, products, statistics
 
 __all__ = ["CASES"]
 
@@ -13,4 +13,5 @@ CASES = (
     *products.CASES,
     *statistics.CASES,
     *end_to_end.CASES,
+    *end_to_end_cnn.CASES,
 )
