@@ -3,39 +3,119 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "bindings.hpp"
 #include "kernelgrowth/gram.hpp"
+#include "kernelgrowth/rows.hpp"
 
 namespace kernelgrowth::python {
 namespace {
 
 using OptionalArray = std::optional<py::array>;
+// activations, backprops, bias, fold, weights
+using OuterProductArguments = std::tuple<py::array, py::array, bool, bool, OptionalArray>;
+// A factor's vectors as they stand, with weights, or written out as they are packed.
+using FactorArguments = std::variant<py::array, std::tuple<py::array, py::array>, OuterProductArguments>;
+using OptionalFactor = std::optional<FactorArguments>;
 // first left, first right, second left, second right, offset, scale
-using TermArguments = std::tuple<py::array, OptionalArray, OptionalArray, OptionalArray, double, double>;
+using TermArguments = std::tuple<FactorArguments, OptionalFactor, OptionalFactor, OptionalFactor, double, double>;
 
 template <class T>
-FactorView<T> factor_view(const py::array& array) {
+void check_array(const py::array& array, int dimensions, const char* shape) {
   if (!py::isinstance<py::array_t<T>>(array)) throw py::type_error("gram: factors and out must share one dtype");
-  if (array.ndim() != 3) throw py::value_error("gram: a factor must have the shape (examples, outputs, length)");
-  const auto item = static_cast<index_t>(sizeof(T));
-  for (int d = 0; d < 3; ++d) {
-    if (array.shape(d) > 1 && array.strides(d) % item != 0) {
+  if (array.ndim() != dimensions) throw py::value_error(std::string("gram: a factor must have the shape ") + shape);
+  for (int d = 0; d < dimensions; ++d) {
+    if (array.shape(d) > 1 && array.strides(d) % static_cast<index_t>(sizeof(T)) != 0) {
       throw py::value_error("gram: a stride is no multiple of the item size");
     }
   }
+}
+
+template <class T>
+index_t stride(const py::array& array, int dimension) {
+  return array.strides(dimension) / static_cast<index_t>(sizeof(T));
+}
+
+template <class T>
+const T* weights_of(const py::array& array, index_t length) {
+  check_array<T>(array, 1, "(length,) of its weights");
+  if (array.shape(0) != length || (length > 1 && stride<T>(array, 0) != 1)) {
+    throw py::value_error("gram: weights must be contiguous, one for each entry of a factor's vectors");
+  }
+  return static_cast<const T*>(array.data());
+}
+
+template <class T>
+FactorView<T> vectors(const py::array& array) {
+  check_array<T>(array, 3, "(examples, outputs, length)");
   return {static_cast<const T*>(array.data()),
           array.shape(0),
           array.shape(1),
           array.shape(2),
-          array.strides(0) / item,
-          array.strides(1) / item,
-          array.strides(2) / item};
+          stride<T>(array, 0),
+          stride<T>(array, 1),
+          stride<T>(array, 2)};
 }
 
 template <class T>
-FactorPair<T> factor_pair(const py::array& left, const OptionalArray& right, bool symmetric) {
+FactorView<T> outer_product(const OuterProductArguments& arguments) {
+  const auto& [activations, backprops, bias, fold, weights] = arguments;
+  check_array<T>(activations, 3, "(examples, positions, length) of its activations");
+  check_array<T>(backprops, 4, "(examples, outputs, positions, length) of its backprops");
+  if (activations.shape(0) != backprops.shape(0) || activations.shape(1) != backprops.shape(2)) {
+    throw py::value_error("gram: activations and backprops differ in examples or positions");
+  }
+  OuterProductView<T> view;
+  view.activations = {static_cast<const T*>(activations.data()),
+                      activations.shape(2),
+                      stride<T>(activations, 0),
+                      0,
+                      stride<T>(activations, 1),
+                      stride<T>(activations, 2)};
+  view.backprops = {static_cast<const T*>(backprops.data()),
+                    backprops.shape(3),
+                    stride<T>(backprops, 0),
+                    stride<T>(backprops, 1),
+                    stride<T>(backprops, 2),
+                    stride<T>(backprops, 3)};
+  view.positions = activations.shape(1);
+  view.bias = bias;
+  view.folded = fold ? backprops.shape(1) : 1;
+  FactorView<T> factor;
+  factor.examples = backprops.shape(0);
+  factor.outputs = fold ? 1 : backprops.shape(1);
+  factor.length = view.length();
+  factor.outer_product = view;
+  if (weights) factor.weights = weights_of<T>(*weights, factor.length);
+  return factor;
+}
+
+template <class T>
+FactorView<T> factor_view(const FactorArguments& arguments) {
+  if (const auto* array = std::get_if<py::array>(&arguments)) return vectors<T>(*array);
+  if (const auto* gradients = std::get_if<OuterProductArguments>(&arguments)) return outer_product<T>(*gradients);
+  const auto& [array, weights] = std::get<std::tuple<py::array, py::array>>(arguments);
+  FactorView<T> factor = vectors<T>(array);
+  factor.weights = weights_of<T>(weights, factor.length);
+  return factor;
+}
+
+bool is_single_precision(const FactorArguments& arguments) {
+  return std::visit(
+      []<class A>(const A& a) {
+        if constexpr (std::is_same_v<A, py::array>) {
+          return py::isinstance<py::array_t<float>>(a);
+        } else {
+          return py::isinstance<py::array_t<float>>(std::get<0>(a));
+        }
+      },
+      arguments);
+}
+
+template <class T>
+FactorPair<T> factor_pair(const FactorArguments& left, const OptionalFactor& right, bool symmetric) {
   if (symmetric) return {factor_view<T>(left), {}};
   if (!right) throw py::value_error("gram: a rectangular Gram needs right factors");
   return {factor_view<T>(left), factor_view<T>(*right)};
@@ -87,8 +167,21 @@ std::pair<std::size_t, std::size_t> bind_workspace(const std::vector<TermArgumen
     const GramWorkspace need = gram_workspace<T>(list, MatrixView<T>{nullptr, rows, cols, cols}, options);
     return std::pair{need.minimum, need.full};
   };
-  if (!terms.empty() && py::isinstance<py::array_t<float>>(std::get<0>(terms.front()))) return measure(float{});
+  if (!terms.empty() && is_single_precision(std::get<0>(terms.front()))) return measure(float{});
   return measure(double{});
+}
+
+py::array_t<double> bind_squared_norms(const FactorArguments& arguments, int threads) {
+  const RowsOptions options{threads, {}, signal_poll()};
+  auto measure = [&]<class T>(T) {
+    const FactorView<T> factor = factor_view<T>(arguments);
+    py::array_t<double> norms(factor.rows());
+    double* data = norms.mutable_data();
+    const py::gil_scoped_release release;
+    squared_norms<T>(factor, data, options);
+    return norms;
+  };
+  return is_single_precision(arguments) ? measure(float{}) : measure(double{});
 }
 
 }  // namespace
@@ -99,6 +192,7 @@ void register_gram(py::module_& m) {
         "threads"_a = 0, "isa"_a = "");
   m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "symmetric"_a,
         "threads"_a = 0);
+  m.def("squared_norms", &bind_squared_norms, "factor"_a, py::kw_only(), "threads"_a = 0);
 }
 
 }  // namespace kernelgrowth::python

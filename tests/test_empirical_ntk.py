@@ -12,6 +12,7 @@ from kernelgrowth import MemoryLimitError
 from kernelgrowth._backend import native
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import empirical_ntk
+from memory import smallest_limit
 from strategies import OUTPUTS, cases, modes
 
 PROMISE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -23,21 +24,6 @@ def assert_within_promise(kernel, case, outputs):
     assert kernel.shape == exact.shape
     assert kernel.dtype == case.dtype
     assert np.all(np.abs(kernel - exact) <= PROMISE[case.dtype] * reference.entry_scale(j1, j2, outputs))
-
-
-def smallest_limit(compute):
-    """Raise the limit to what each refusal says is needed, until there is none."""
-    limit = 1
-    while True:
-        try:
-            compute(memory_limit=limit)
-        except MemoryLimitError as error:
-            refusal = error
-        else:
-            return limit
-        assert refusal.limit == limit
-        assert refusal.needed > limit
-        limit = refusal.needed
 
 
 def random_features(rng, n=12, c=2, dtype=np.float64, scale=1.0):

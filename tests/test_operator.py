@@ -98,8 +98,8 @@ def test_the_plan_says_what_it_does():
     )
     plan = NTKOperator(features, memory_limit=2**30).plan()
     assert [block.strategy for block in plan.blocks] == ["hadamard", "expand", "rows"]
-    assert [(block.pieces, block.passes) for block in plan.blocks] == [(0, 0), (2, 1), (0, 0)]
-    assert plan.fused_batches == (2,)
+    assert [block.terms for block in plan.blocks] == [1, 1, 1]
+    assert plan.passes == (1, 1, 1)
     dense, conv, norm = plan.blocks
     assert dense.flops == 40 * 41 * 10 + 80 * 81 * 6
     assert norm.flops == 80 * 81 * 9

@@ -8,6 +8,7 @@
 
 #include "cpu/dispatch.hpp"
 #include "cpu/packing.hpp"
+#include "cpu/rows.hpp"
 #include "kernelgrowth/error.hpp"
 #include "runtime/workspace.hpp"
 
@@ -21,9 +22,14 @@ constexpr index_t block_rows_one_output = 96, block_rows_many_outputs = 384;
 constexpr index_t tallest_strip = 96, lowest_strip = 24;
 // A thread should draw this many strips at least, or one of them ends up waiting for another.
 constexpr index_t strips_per_thread = 4;
-constexpr index_t depth_block = 256;
-// Partial sums longer than this are added up apart, so that rounding grows with the runs and not with the length.
-constexpr index_t run_length = 64 * depth_block;
+// Waking a thread costs about as long as one needs for so many operations.
+constexpr double flops_per_thread = 4e6;
+// A register tile sums this many products before it adds them to memory, and sums of more than `run_length` are added
+// up apart, so that rounding grows with the number of sums and not with the length.
+constexpr index_t depth_step = 256;
+constexpr index_t run_length = 64 * depth_step;
+// A register tile goes this deep before the next one begins: a panel of it stays in the second-level cache.
+constexpr index_t depth_block = 8 * depth_step;
 
 struct Range {
   index_t begin, end;
@@ -59,6 +65,10 @@ void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, bool sym
   auto shape = [&](const FactorView<T>& f, index_t rows, const char* side) {
     if (f.examples < 1 || f.outputs < 1 || f.length < 1) {
       throw InvalidArgument(std::string("gram: a ") + side + " factor is empty");
+    }
+    if (f.outer_product && (f.length != f.outer_product->length() || f.outer_product->positions < 1 ||
+                            (f.outer_product->folded > 1 && f.outputs > 1))) {
+      throw InvalidArgument(std::string("gram: a ") + side + " outer product does not have its factor's shape");
     }
     if (rows % f.examples != 0 || (f.outputs != 1 && f.rows() != rows)) {
       throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) +
@@ -102,6 +112,7 @@ class Gram {
         kernels_(kernel_table<T>(options.isa)),
         threads_(options.threads > 0 ? options.threads : default_threads()) {
     validate(terms, out, options.symmetric, outputs_);
+    threads_ = static_cast<int>(std::clamp(flops() / flops_per_thread, 1.0, static_cast<double>(threads_)));
     const index_t largest = std::max(out.rows, out.cols) / outputs_;
     const index_t wanted_rows = outputs_ == 1 ? block_rows_one_output : block_rows_many_outputs;
     block_examples_ = std::min(std::max<index_t>(1, wanted_rows / outputs_), largest);
@@ -132,7 +143,7 @@ class Gram {
     }
     Workspace memory(limit);
     for (int i = 0; i < threads_; ++i) {
-      scratch_.push_back(memory.take<T>(static_cast<std::size_t>(buffers_per_thread * scratch_elements())));
+      scratch_.push_back(memory.take<T>(static_cast<std::size_t>(thread_elements())));
     }
 
     if (limit == need.full) {
@@ -159,16 +170,41 @@ class Gram {
  private:
   using Side = std::vector<PackedTerm<T>>;
 
+  double flops() const {
+    double total = 0;
+    auto add = [&](const FactorPair<T>& pair) {
+      const index_t columns = options_.symmetric ? pair.left.rows() / 2 : pair.right.rows();
+      total += 2.0 * static_cast<double>(pair.left.rows()) * static_cast<double>(columns * pair.left.length);
+    };
+    for (const auto& term : terms_) {
+      add(term.first);
+      if (term.second) add(*term.second);
+    }
+    return total;
+  }
+
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
   index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
-  // The strip's sum, a product of each factor, and a run of a long one.
+  // The strip's sum, a product of each factor with a row of each repeated over the outputs, and a run of a long one.
   static constexpr index_t buffers_per_thread = 4;
   index_t scratch_elements() const { return (tallest_strip + panel()) * strip_width_; }
 
+  // Packing and tiles take turns with a thread's scratch.
+  index_t thread_elements() const {
+    index_t elements = buffers_per_thread * scratch_elements();
+    auto fit = [&](const FactorPair<T>& pair) {
+      elements = std::max({elements, packing_scratch(kernels_, pair.left), packing_scratch(kernels_, pair.right)});
+    };
+    for (const auto& term : terms_) {
+      fit(term.first);
+      if (term.second) fit(*term.second);
+    }
+    return elements;
+  }
+
   std::size_t scratch_bytes() const {
-    const std::size_t elements = static_cast<std::size_t>(buffers_per_thread * scratch_elements());
-    return static_cast<std::size_t>(threads_) * Workspace::bytes_for<T>(elements);
+    return static_cast<std::size_t>(threads_) * Workspace::bytes_for<T>(static_cast<std::size_t>(thread_elements()));
   }
 
   // Of one block of all factors, packed.
@@ -188,28 +224,40 @@ class Gram {
     return {factor.outputs, factor.length, block_examples_, panel()};
   }
 
-  Packed<T> pack_factor(const FactorView<T>& factor, Range blocks, Workspace& memory) const {
-    const PackedLayout l = layout(factor);
-    const Packed<T> packed{l, memory.take<T>(static_cast<std::size_t>(blocks.size() * l.elements_per_block()))};
-    const index_t per_block = l.panels_per_block();
-    parallel_for(
-        blocks.size() * per_block, threads_,
-        [&](index_t i, int) {
-          pack_panel(kernels_, factor, l, (blocks.begin + i / per_block) * block_examples_, i % per_block,
-                     packed.data + i * l.panel * l.length);
-        },
-        options_.poll);
-    return packed;
-  }
-
+  // Packs one side of all terms in one parallel loop over their panels.
   Side pack(Range blocks, bool right, Workspace& memory) const {
     const bool use_right = right && !options_.symmetric;
+    struct Job {
+      const FactorView<T>* factor;
+      Packed<T> packed;
+      index_t end;  // of its panels among those of all jobs
+    };
+    std::vector<Job> jobs;
+    auto plan = [&](const FactorPair<T>& pair) {
+      const FactorView<T>& factor = use_right ? pair.right : pair.left;
+      const PackedLayout l = layout(factor);
+      const Packed<T> packed{l, memory.take<T>(static_cast<std::size_t>(blocks.size() * l.elements_per_block()))};
+      const index_t before = jobs.empty() ? 0 : jobs.back().end;
+      jobs.push_back({&factor, packed, before + blocks.size() * l.panels_per_block()});
+      return packed;
+    };
     Side side;
     for (const auto& term : terms_) {
       auto& packed = side.emplace_back();
-      packed.first = pack_factor(use_right ? term.first.right : term.first.left, blocks, memory);
-      if (term.second) packed.second = pack_factor(use_right ? term.second->right : term.second->left, blocks, memory);
+      packed.first = plan(term.first);
+      if (term.second) packed.second = plan(*term.second);
     }
+    parallel_for(
+        jobs.back().end, threads_,
+        [&](index_t i, int worker) {
+          const auto job =
+              std::upper_bound(jobs.begin(), jobs.end(), i, [](index_t panel, const Job& j) { return panel < j.end; });
+          const PackedLayout& l = job->packed.layout;
+          const index_t per_block = l.panels_per_block(), p = i - (job->end - blocks.size() * per_block);
+          pack_panel(kernels_, *job->factor, l, (blocks.begin + p / per_block) * block_examples_, p % per_block,
+                     job->packed.data + p * l.panel * l.length, scratch_[static_cast<std::size_t>(worker)]);
+        },
+        options_.poll);
     return side;
   }
 
@@ -264,29 +312,28 @@ class Gram {
     T* second = first + scratch_elements();
     // Whole vectors: what lies beyond the last column is computed and never written.
     const index_t width = round_up(cols.size(), lanes());
-    // Columns of row r in panels wholly below the diagonal, which `product` leaves as it found them.
+    // Columns of row r in vectors wholly below the diagonal, which `product` leaves as it found them.
     auto left_out = [&, begin = cols.begin, below = diagonal](index_t r) {
-      return below ? round_down(r, panel()) - begin : 0;
+      return below ? round_down(r, lanes()) - begin : 0;
     };
-    std::vector<T> shared(outputs_ > 1 ? 2 * static_cast<std::size_t>(width) : 0);
+    T* repeated = second + scratch_elements();
 
     for (std::size_t b = 0; b < terms_.size(); ++b) {
       const Term<T>& term = terms_[b];
       const Product p = product(left[b].first, row_block, right[b].first, col_block, region, first, scratch);
-      if (!term.second) {
-        for (index_t r = rows.begin; r < rows.end; ++r) {
-          const index_t skip = left_out(r);
-          kernels_.add_term(sum + (r - rows.begin) * strip_width_ + skip, row_of(p, r, cols, shared.data()) + skip,
-                            static_cast<std::size_t>(width - skip), term.offset, term.scale);
-        }
-        continue;
-      }
-      const Product q = product(left[b].second, row_block, right[b].second, col_block, region, second, scratch);
+      Product q{};
+      if (term.second) q = product(left[b].second, row_block, right[b].second, col_block, region, second, scratch);
       for (index_t r = rows.begin; r < rows.end; ++r) {
         const index_t skip = left_out(r);
-        kernels_.add_hadamard(sum + (r - rows.begin) * strip_width_ + skip, row_of(p, r, cols, shared.data()) + skip,
-                              row_of(q, r, cols, shared.data() + (outputs_ > 1 ? width : 0)) + skip,
-                              static_cast<std::size_t>(width - skip), term.offset, term.scale);
+        const auto count = static_cast<std::size_t>(width - skip);
+        T* sum_row = sum + (r - rows.begin) * strip_width_ + skip;
+        const T* first_row = row_of(p, r, rows, cols, repeated) + skip;
+        if (term.second) {
+          const T* second_row = row_of(q, r, rows, cols, repeated + strip_width_) + skip;
+          kernels_.add_hadamard(sum_row, first_row, second_row, count, term.offset, term.scale);
+        } else {
+          kernels_.add_term(sum_row, first_row, count, term.offset, term.scale);
+        }
       }
     }
   }
@@ -307,44 +354,59 @@ class Gram {
       T* values = run == 0 ? target : scratch + (buffers_per_thread - 1) * scratch_elements();
       const index_t run_end = std::min(run + run_length, length);
       for (index_t k = run; k < run_end; k += depth_block) {
-        const std::size_t depth = static_cast<std::size_t>(std::min(depth_block, run_end - k));
+        const index_t k_end = std::min(k + depth_block, run_end);
         for (index_t j = c.begin; j < c.end; j += panel()) {
-          const T* b = right.panel(col_block, j / panel()) + k * panel();
+          const T* b = right.panel(col_block, j / panel());
           const bool last = j + panel() >= c.end;
-          // The last panel may be needed in part only.
-          const auto inner_products = kernels_.inner_products[ceil_div(std::min(panel(), c.end - j), lanes()) - 1];
-          const T* ahead = last ? b : right.panel(col_block, j / panel() + 1) + k * panel();
-          // Register tiles wholly below the diagonal are left out.
+          const T* ahead = last ? b + k * panel() : right.panel(col_block, j / panel() + 1) + k * panel();
+          // Register tiles wholly below the diagonal are left out, and whole vectors of the others, as are vectors
+          // beyond the last column.
           const index_t end = region.diagonal ? std::min(r.end, j + panel()) : r.end;
           for (index_t i = r.begin; i < end; i += tile_rows()) {
-            const T* a = left.panel(row_block, i / panel()) + k * panel() + i % panel();
-            inner_products(a, b, depth, values + (i - r.begin) * strip_width_ + (j - c.begin),
-                           static_cast<std::size_t>(strip_width_), k > run, ahead);
-            if (!last) ahead += depth * kernels_.fetched_per_step;
+            const index_t skip = region.diagonal ? round_down(std::max<index_t>(i - j, 0), lanes()) : 0;
+            const index_t wanted = std::min(panel(), c.end - j) - skip;
+            const auto inner_products = kernels_.inner_products[ceil_div(wanted, lanes()) - 1];
+            const T* a = left.panel(row_block, i / panel()) + i % panel();
+            T* tile = values + (i - r.begin) * strip_width_ + (j - c.begin) + skip;
+            for (index_t step = k; step < k_end; step += depth_step) {
+              const auto depth = static_cast<std::size_t>(std::min(depth_step, k_end - step));
+              inner_products(a + step * panel(), b + step * panel() + skip, depth, tile,
+                             static_cast<std::size_t>(strip_width_), step > run, ahead);
+              if (!last) ahead += depth * kernels_.fetched_per_step;
+            }
           }
         }
       }
       if (run > 0) {
-        const std::size_t width = static_cast<std::size_t>(round_up(c.size(), lanes()));
+        const index_t width = round_up(c.size(), lanes());
         for (index_t i = 0; i < r.size(); ++i) {
-          const index_t skip = region.diagonal ? std::max<index_t>(0, round_down(r.begin + i, panel()) - c.begin) : 0;
+          const index_t skip = region.diagonal ? std::max<index_t>(0, round_down(r.begin + i, lanes()) - c.begin) : 0;
           kernels_.add_term(target + i * strip_width_ + skip, values + i * strip_width_ + skip,
-                            width - static_cast<std::size_t>(skip), 0, 1);
+                            static_cast<std::size_t>(width - skip), 0, 1);
         }
       }
     }
     return {target, r.begin, c.begin, repeat};
   }
 
-  // Row r, columns cols of a product; where the factor is shared by all outputs, each value stands `repeat` times.
-  const T* row_of(const Product& p, index_t r, Range cols, T* shared) const {
+  // Row r, columns cols of a product. Where the factor is shared by all outputs, each value is written `repeat` times
+  // to `repeated`, once for all rows of an example.
+  const T* row_of(const Product& p, index_t r, Range rows, Range cols, T* repeated) const {
     const T* row = p.data + (r / p.repeat - p.row_origin) * strip_width_;
     if (p.repeat == 1) return row + (cols.begin - p.col_origin);
-    for (index_t c = cols.begin; c < cols.end; ++c) shared[c - cols.begin] = row[c / p.repeat - p.col_origin];
-    return shared;
+    if (r == rows.begin || r % p.repeat == 0) {
+      index_t c = cols.begin;
+      for (index_t from = c / p.repeat; c < cols.end; ++from) {
+        const T value = row[from - p.col_origin];
+        for (const index_t end = std::min((from + 1) * p.repeat, cols.end); c < end; ++c) {
+          repeated[c - cols.begin] = value;
+        }
+      }
+    }
+    return repeated;
   }
 
-  void write(index_t row0, index_t col0, const Region& region, const T* sum) const {
+  void write(index_t row0, index_t col0, const Region& region, T* sum) const {
     const auto& [rows, cols, diagonal] = region;
     for (index_t r = rows.begin; r < rows.end; ++r) {
       const T* source = sum + (r - rows.begin) * strip_width_ - cols.begin;
@@ -352,19 +414,23 @@ class Gram {
       const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
       std::copy(source + from, source + cols.end, target + from);
     }
-    if (options_.symmetric) mirror(row0, col0, region);
+    if (options_.symmetric) mirror(row0, col0, region, sum, sum + scratch_elements());
   }
 
-  void mirror(index_t row0, index_t col0, const Region& region) const {
+  // Columns of the sum become rows of K: some at a time are turned in cache, so that each row of K is then written in
+  // one run.
+  void mirror(index_t row0, index_t col0, const Region& region, const T* sum, T* turned) const {
     const auto& [rows, cols, diagonal] = region;
-    constexpr index_t square = 16;
+    const index_t square = lanes();
     for (index_t c0 = cols.begin; c0 < cols.end; c0 += square) {
-      for (index_t r0 = rows.begin; r0 < rows.end; r0 += square) {
-        for (index_t c = c0; c < std::min(c0 + square, cols.end); ++c) {
-          T* target = out_.row(col0 + c) + row0;
-          const index_t end = std::min({r0 + square, rows.end, diagonal ? c : rows.end});
-          for (index_t r = r0; r < end; ++r) target[r] = out_.row(row0 + r)[col0 + c];
-        }
+      const index_t c_end = std::min(c0 + square, cols.end);
+      for (index_t r = 0; r < rows.size(); r += square) {
+        kernels_.transpose(sum + r * strip_width_ + (c0 - cols.begin), strip_width_, turned + r, strip_width_);
+      }
+      for (index_t c = c0; c < c_end; ++c) {
+        const index_t end = diagonal ? std::min(c, rows.end) : rows.end;
+        const T* source = turned + (c - c0) * strip_width_;
+        if (end > rows.begin) std::copy_n(source, end - rows.begin, out_.row(col0 + c) + row0 + rows.begin);
       }
     }
   }

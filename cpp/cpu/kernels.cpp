@@ -50,9 +50,9 @@ typename VectorOf<T, lanes<T>>::type interleave(typename VectorOf<T, lanes<T>>::
 #endif
 }
 
-// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows.
+// A square of lanes x lanes turned by log2(lanes) perfect shuffles of its rows. Always inline: it lives in registers.
 template <class T>
-void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
+__attribute__((always_inline)) inline void transpose(typename VectorOf<T, lanes<T>>::type (&row)[lanes<T>]) {
   constexpr std::size_t n = lanes<T>;
 #pragma GCC unroll 8
   for (std::size_t stage = 1; stage < n; stage *= 2) {
@@ -71,8 +71,8 @@ template <class T>
 void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
-  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
-  for (std::size_t first = 0; first < panel; first += n) {
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel, tile = Tile<T>::rows;
+  for (std::size_t first = 0; first < (count + tile - 1) / tile * tile; first += n) {
     std::size_t k = 0;
     if (n > 1 && stride == 1) {
       for (; k + n <= length; k += n) {
@@ -91,6 +91,71 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
         target[k * panel + i] = i < count ? rows[i][static_cast<std::ptrdiff_t>(k) * stride] : T{0};
       }
     }
+  }
+}
+
+template <class T>
+void transpose_square(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  typename VectorOf<T, lanes<T>>::type square[lanes<T>];
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    square[i] = *reinterpret_cast<const Unaligned*>(source + static_cast<std::ptrdiff_t>(i) * source_stride);
+  }
+  transpose<T>(square);
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < lanes<T>; ++i) {
+    *reinterpret_cast<Unaligned*>(target + static_cast<std::ptrdiff_t>(i) * target_stride) = square[i];
+  }
+}
+
+template <class T>
+void pack_columns(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
+                  std::ptrdiff_t element_stride, T* target) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
+  const bool adjacent = element_stride == 1;
+  for (std::size_t k = 0; k < length; ++k, source += stride, target += panel) {
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < panel; i += n) {
+      *reinterpret_cast<Unaligned*>(target + i) =
+          adjacent && i + n <= count ? *reinterpret_cast<const Unaligned*>(source + i) : Vector{};
+    }
+    if (adjacent && count >= n) {
+      // The last entries with a vector that overlaps the one before.
+      *reinterpret_cast<Unaligned*>(target + count - n) = *reinterpret_cast<const Unaligned*>(source + count - n);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) target[i] = source[static_cast<std::ptrdiff_t>(i) * element_stride];
+    }
+  }
+}
+
+template <class T>
+void turn(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel;
+  for (std::size_t k = 0; k < length; k += n) {
+    Vector square[n];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < n; ++i) {
+      square[i] = i < count ? *reinterpret_cast<const Unaligned*>(source + static_cast<std::ptrdiff_t>(i) * stride + k)
+                            : Vector{};
+    }
+    transpose<T>(square);
+    const std::size_t wanted = length - k < n ? length - k : n;
+    for (std::size_t i = 0; i < wanted; ++i) *reinterpret_cast<Unaligned*>(target + (k + i) * panel) = square[i];
+  }
+}
+
+template <class T>
+void weigh(T* target, const T* weights, std::size_t length) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  for (std::size_t k = 0; k < length; ++k, target += Tile<T>::panel) {
+#pragma GCC unroll 8
+    for (std::size_t j = 0; j < Tile<T>::vectors; ++j)
+      *reinterpret_cast<Unaligned*>(target + j * lanes<T>) *= weights[k];
   }
 }
 
@@ -231,9 +296,13 @@ constexpr KernelTable<T> table() {
           Tile<T>::rows,
           lanes<T>,
           pack<T>,
+          pack_columns<T>,
+          turn<T>,
+          weigh<T>,
           {narrow_inner_products<T, 1>, narrow_inner_products<T, 2>, narrow_inner_products<T, 3>,
            narrow_inner_products<T, 4>, narrow_inner_products<T, 5>, narrow_inner_products<T, 6>},
           fetched_per_step<T>,
+          transpose_square<T>,
           add_term<T>,
           add_hadamard<T>,
           row_sums<T>,

@@ -21,14 +21,25 @@ struct KernelTable {
   std::size_t tile_rows;
   std::size_t lanes;
 
-  // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i < panel.
+  // Writes a panel: target[k * panel + i] = rows[i][k * stride], 0 for count <= i up to the end of the register tile
+  // and of the vector; what lies beyond is never read.
   void (*pack)(const T* const* rows, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // The same from vectors that lie side by side: target[k * panel + i] = source[k * stride + i * element_stride].
+  void (*pack_columns)(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride,
+                       std::ptrdiff_t element_stride, T* target);
+  // `lanes` rows of a panel: target[k * panel + i] = source[i * stride + k], 0 for count <= i < lanes. Whole vectors of
+  // the source are read, also beyond `length`.
+  void (*turn)(const T* source, std::size_t count, std::size_t length, std::ptrdiff_t stride, T* target);
+  // target[k * panel + i] *= weights[k]
+  void (*weigh)(T* target, const T* weights, std::size_t length);
   // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
   // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
   // inner_products[v - 1] computes the first v * lanes columns only.
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
                                             bool accumulate, const T* ahead);
   std::size_t fetched_per_step;
+  // target[j * target_stride + i] = source[i * source_stride + j] for i, j < lanes.
+  void (*transpose)(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride);
   // sum += scale * (p + offset); n a multiple of the lanes
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
   // sum += scale * (p + offset) * q; n a multiple of the lanes

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "cpu/kernels.hpp"
 #include "kernelgrowth/view.hpp"
 
 namespace kernelgrowth::cpu {
@@ -27,24 +26,12 @@ struct PackedLayout {
 
   index_t panels_per_block() const { return ceil_div(block_examples * outputs, panel); }
   index_t elements_per_block() const { return panels_per_block() * panel * length; }
-};
-
-// Packs panel `p` of the block that starts at `first_example`.
-template <class T>
-void pack_panel(const KernelTable<T>& kernels, const FactorView<T>& factor, const PackedLayout& layout,
-                index_t first_example, index_t p, T* target) {
-  constexpr index_t widest_panel = 64;
-  const T* rows[widest_panel];
-  const index_t first_row = p * layout.panel;
-  const index_t block_rows = std::min(layout.block_examples, factor.examples - first_example) * factor.outputs;
-  const index_t count = std::clamp<index_t>(block_rows - first_row, 0, layout.panel);
-  for (index_t i = 0; i < count; ++i) {
-    const index_t row = first_row + i;
-    rows[i] = factor.data + (first_example + row / factor.outputs) * factor.example_stride +
-              (row % factor.outputs) * factor.output_stride;
+  // Rows that panel `p` of the block starting at `first_example` holds; the rest of it is padding.
+  template <class T>
+  index_t rows_of_panel(const FactorView<T>& factor, index_t first_example, index_t p) const {
+    const index_t block_rows = std::min(block_examples, factor.examples - first_example) * outputs;
+    return std::clamp<index_t>(block_rows - p * panel, 0, panel);
   }
-  kernels.pack(rows, static_cast<std::size_t>(count), static_cast<std::size_t>(factor.length), factor.element_stride,
-               target);
-}
+};
 
 }  // namespace kernelgrowth::cpu

@@ -59,6 +59,20 @@ struct Loop {
   }
 };
 
+// Waits a few microseconds for what usually comes at once: a kernel is several loops one after another, and putting a
+// thread to sleep and waking it costs more than a small one.
+template <class Condition>
+bool spin_until(Condition condition) {
+  constexpr int turns = 2000;
+  for (int i = 0; i < turns; ++i) {
+    if (condition()) return true;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  return false;
+}
+
 class Pool {
  public:
   static Pool& shared();
@@ -83,6 +97,7 @@ class Pool {
     loop.run(0, poll);
     // A poll that forked: what the parent's helpers had drawn will never be done in the child.
     if (&shared() != this) throw std::runtime_error("the process was forked in the middle of a parallel loop");
+    spin_until([&] { return unfinished_ == 0; });
     std::unique_lock lock(mutex_);
     done_.wait(lock, [&] { return unfinished_ == 0; });
     loop_ = nullptr;
@@ -92,9 +107,10 @@ class Pool {
  private:
   // Workers are never joined: a process must be able to exit, or fork, whatever they wait for.
   void start_worker() {
-    std::thread([this, id = started_ + 1, seen = generation_]() mutable {
-      std::unique_lock lock(mutex_);
+    std::thread([this, id = started_ + 1, seen = generation_.load()]() mutable {
       for (;;) {
+        spin_until([&] { return generation_ != seen; });
+        std::unique_lock lock(mutex_);
         wake_.wait(lock, [&] { return generation_ != seen; });
         seen = generation_;
         if (id > helpers_) continue;
@@ -112,8 +128,10 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Loop* loop_ = nullptr;
-  int started_ = 0, helpers_ = 0, unfinished_ = 0;
-  unsigned long generation_ = 0;
+  int started_ = 0, helpers_ = 0;
+  // Changed under the mutex; atomic because they are read without it by who spins.
+  std::atomic<int> unfinished_ = 0;
+  std::atomic<unsigned long> generation_ = 0;
 };
 
 // Never destroyed, and replaced in a forked child, where the threads of the parent's pool do not exist.

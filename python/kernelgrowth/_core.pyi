@@ -5,7 +5,8 @@ import numpy as np
 import numpy.typing as npt
 
 _Array = np.ndarray[Any, np.dtype[Any]]
-_Term = tuple[_Array, _Array | None, _Array | None, _Array | None, float, float]
+_Factor = _Array | tuple[_Array, _Array] | tuple[_Array, _Array, bool, bool, _Array | None]
+_Term = tuple[_Factor, _Factor | None, _Factor | None, _Factor | None, float, float]
 
 class WorkspaceTooSmall(MemoryError): ...
 
@@ -27,6 +28,7 @@ def gram(
 def gram_workspace(
     terms: Sequence[_Term], rows: int, cols: int, *, symmetric: bool, threads: int = 0
 ) -> tuple[int, int]: ...
+def squared_norms(factor: _Factor, *, threads: int = 0) -> npt.NDArray[np.float64]: ...
 def statistics(
     kernel: _Array,
     targets: npt.NDArray[np.float64] | None = None,

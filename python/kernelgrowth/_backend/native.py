@@ -23,8 +23,11 @@ except ImportError as error:
 
 __all__ = [
     "Factor",
+    "FactorSide",
     "GramTerm",
     "KernelStatistics",
+    "OuterProductRows",
+    "WeightedRows",
     "copy_bandwidth",
     "gram",
     "gram_workspace",
@@ -32,14 +35,65 @@ __all__ = [
     "kernel_statistics",
     "multiply_add_peak",
     "num_threads",
+    "squared_norms",
 ]
+
+
+class WeightedRows(NamedTuple):
+    """Vectors (examples, outputs, length) that are multiplied by `weights`, entry by entry, while they are packed."""
+
+    rows: FloatArray
+    weights: FloatArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(examples, outputs, length)."""
+        return self.rows.shape
+
+
+class OuterProductRows(NamedTuple):
+    """Vectors `Σ_t δ_nct a_ntᵀ`, row by row, that are written out only while they are packed.
+
+    Attributes
+    ----------
+    activations : ndarray, shape (examples, positions, columns)
+    backprops : ndarray, shape (examples, outputs, positions, rows)
+        Of any strides, like the activations.
+    bias : bool
+        Whether each row ends in one more entry, `Σ_t δ_nct`.
+    fold : bool
+        Whether the outputs' vectors follow one another in a single one.
+    weights : ndarray, shape (length,), optional
+        Contiguous; multiplies each vector entry by entry.
+    """
+
+    activations: FloatArray
+    backprops: FloatArray
+    bias: bool = False
+    fold: bool = False
+    weights: FloatArray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(examples, outputs, length)."""
+        n, outputs, _, rows = self.backprops.shape
+        length = rows * (self.activations.shape[2] + int(self.bias))
+        return (n, 1, outputs * length) if self.fold else (n, outputs, length)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of writing the vectors out once."""
+        return int(self.backprops.size * (2 * self.activations.shape[2] + int(self.bias)))
+
+
+FactorSide = FloatArray | WeightedRows | OuterProductRows
 
 
 class Factor(NamedTuple):
     """Vectors of one factor, shape (examples, outputs, length) on each side; `right` is None in a symmetric Gram."""
 
-    left: FloatArray
-    right: FloatArray | None = None
+    left: FactorSide
+    right: FactorSide | None = None
 
 
 class GramTerm(NamedTuple):
@@ -107,6 +161,11 @@ def gram_workspace(
 ) -> tuple[int, int]:
     """Return the bytes of workspace below which `gram` refuses, and above which more is not used."""
     return _core.gram_workspace(_lower(terms), *shape, symmetric=symmetric, threads=num_threads(threads))
+
+
+def squared_norms(side: FactorSide, *, threads: int | None = None) -> npt.NDArray[np.float64]:
+    """Return the squared norms of a factor's vectors by row, summed in float64; rows written out are never stored."""
+    return _core.squared_norms(side, threads=num_threads(threads))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import FloatArray
-from kernelgrowth.kernels.lowering import Expansion, LoweredBlock
+from kernelgrowth._backend import native
+from kernelgrowth.kernels.lowering import LoweredBlock
 
 __all__ = ["block_diagonal"]
 
@@ -17,8 +17,6 @@ Float64Array = npt.NDArray[np.float64]
 
 def block_diagonal(block: LoweredBlock) -> Float64Array:
     """Return one block's part of the diagonal, shape (rows,), in float64."""
-    if isinstance(block, Expansion):
-        return _expanded_diagonal(block)
     total: Any = 0.0
     for term in block.terms:
         second = 1.0 if term.second is None else _squared_norms(term.second.left)
@@ -26,13 +24,7 @@ def block_diagonal(block: LoweredBlock) -> Float64Array:
     return np.asarray(total, dtype=np.float64).ravel()
 
 
-def _squared_norms(vectors: FloatArray) -> Any:
-    return np.einsum("ncd,ncd->nc", vectors, vectors, dtype=np.float64)
-
-
-def _expanded_diagonal(block: Expansion) -> Float64Array:
-    total: Float64Array = np.zeros(block.shapes[0])
-    for parameter, part, _ in block.pieces:
-        total += _squared_norms(block.expand(block.sides[0], parameter, part))
-    total *= block.scale
-    return total.sum(axis=1) if block.fold else total.ravel()
+def _squared_norms(vectors: native.FactorSide) -> Any:
+    if isinstance(vectors, np.ndarray):
+        return np.einsum("ncd,ncd->nc", vectors, vectors, dtype=np.float64)
+    return native.squared_norms(vectors).reshape(vectors.shape[:2])

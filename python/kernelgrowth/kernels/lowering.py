@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +11,11 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth._backend.native import Factor, GramTerm
+from kernelgrowth._backend.native import Factor, FactorSide, GramTerm, OuterProductRows, WeightedRows
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 
 __all__ = [
     "OUTPUTS",
-    "ExpandedOuterProduct",
-    "ExpandedRows",
-    "Expansion",
-    "FusedTerm",
     "LoweredBlock",
     "Problem",
     "check_pair",
@@ -33,190 +28,41 @@ OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 Preconditioner = Mapping[str, tuple[FloatArray, ...]]
 
 
-# Gradients are written out in pieces of about so many entries an output, each a term of its own. Where the pieces end
-# depends on the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory.
-PIECE = 4096
+# Gradients are written out in pieces of about so many entries, each a term of its own. Where the pieces end depends on
+# the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory. Calibrated on
+# Zen 4, where as many of them as a vector has lanes share the second-level cache.
+PIECE = 6144
+# A piece's columns: whole panels of every instruction set, and few enough that its rows are many too, because a piece
+# reads (rows + columns) numbers a position to multiply rows * columns of them.
+COLUMNS = 96
 # Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
-LONGEST_ROWS = 8 * PIECE
+LONGEST_ROWS = 2**15
 
 
 @dataclass(frozen=True)
-class FusedTerm:
-    """A block whose terms go into the fused Gram as they stand.
+class LoweredBlock:
+    """A block as terms of the Gram, always added in their order.
 
-    `strategy` is "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)` and "rows" for one-factor terms, the pieces of long rows.
+    Attributes
+    ----------
+    name : str
+    strategy : str
+        "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)`; "rows" for one-factor terms, the pieces of long rows; "expand" for
+        gradients that are written out while they are packed, in pieces.
+    terms : tuple of GramTerm
+    nbytes : int
+        Bytes of the features read.
     """
 
     name: str
     strategy: str
     terms: tuple[GramTerm, ...]
-
-
-@dataclass(frozen=True)
-class Expansion(ABC):
-    """A block whose gradients are written out piece by piece: positions or a preconditioner.
-
-    Attributes
-    ----------
-    name : str
-    sides : tuple
-        What the gradients are made from: one entry for a symmetric Gram, two for a rectangular one.
-    weights : tuple of ndarray
-        Square roots of the preconditioner by parameter; empty without one.
-    scale : float
-    fold : bool
-        Whether outputs are summed over (trace) instead of kept apart.
-    """
-
-    name: str
-    sides: tuple[Any, ...]
-    weights: tuple[FloatArray, ...]
-    scale: float
-    fold: bool
-
-    @property
-    @abstractmethod
-    def shapes(self) -> list[tuple[int, int]]:
-        """(N, C) of each side."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of the features read."""
-
-    @property
-    @abstractmethod
-    def flops(self) -> int:
-        """Floating-point operations of writing the gradients out."""
-
-    @property
-    def transient_bytes(self) -> int:
-        """Bytes that writing out a piece takes beside it, for a moment."""
-        return 0
-
-    @property
-    @abstractmethod
-    def pieces(self) -> list[tuple[int, slice, int]]:
-        """(parameter, its rows or entries, length in entries an output) of each piece."""
-
-    @abstractmethod
-    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
-        """Write out one side's gradients of a part of a parameter, (N, C, length), contiguous."""
-
-    def term(self, piece: tuple[int, slice, int]) -> GramTerm:
-        """Return a piece as a one-factor term."""
-        parameter, part, _ = piece
-        rows = [self.expand(side, parameter, part) for side in self.sides]
-        return GramTerm(Factor(*(_fold(g) if self.fold else g for g in rows)), scale=self.scale)
-
-
-@dataclass(frozen=True)
-class ExpandedOuterProduct(Expansion):
-    """Gradients of a weight (parameter 0, in rows) and its bias (1); sides are (A (N, T, d_in), D (N, C, T, d_out))."""
-
-    bias: bool
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(N, C) of each side."""
-        return [d.shape[:2] for _, d in self.sides]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
-        dtype: np.dtype[Any] = self.sides[0][0].dtype
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of activations and backprops."""
-        return sum(a.nbytes + d.nbytes for a, d in self.sides)
-
-    @property
-    def flops(self) -> int:
-        """Of the outer products' sums, and the bias' sums over positions."""
-        return sum(d.size * (2 * a.shape[2] + int(self.bias)) for a, d in self.sides)
-
-    @property
-    def transient_bytes(self) -> int:
-        """Bytes of the contiguous copies that products are made from."""
-        rows = max(part.stop - part.start for _, part, _ in self.pieces)
-        counts = [d.nbytes // d.shape[3] * rows + (0 if a.flags.c_contiguous else a.nbytes) for a, d in self.sides]
-        return int(max(counts))
-
-    @property
-    def pieces(self) -> list[tuple[int, slice, int]]:
-        """Some rows of the weight each, then some entries of the bias."""
-        a, d = self.sides[0]
-        positions, d_in, d_out = a.shape[1], a.shape[2], d.shape[3]
-        # What a piece is made from should not be larger than the piece.
-        rows = _slices(d_out, max(1, PIECE // max(d_in, positions)))
-        parts = [(0, part, (part.stop - part.start) * d_in) for part in rows]
-        if self.bias:
-            parts += [(1, part, part.stop - part.start) for part in _slices(d_out, max(1, PIECE // positions))]
-        return parts
-
-    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
-        """Write out `Σ_t δ_t a_tᵀ` of some rows of the weight, or `Σ_t δ_t`."""
-        a, d = side
-        n, c = d.shape[:2]
-        # Contiguous first: products of views in different layouts may round differently.
-        backprops = np.ascontiguousarray(d[..., part].transpose(0, 1, 3, 2))
-        if parameter == 0:
-            gradients: FloatArray = np.matmul(backprops, np.ascontiguousarray(a)[:, None])
-        else:
-            gradients = backprops.sum(axis=3)
-        if self.weights:
-            gradients *= self.weights[parameter][part]
-        return gradients.reshape(n, c, -1)
-
-
-@dataclass(frozen=True)
-class ExpandedRows(Expansion):
-    """Rows times the square root of their preconditioner; sides are (N, C, p)."""
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(N, C) of each side."""
-        return [g.shape[:2] for g in self.sides]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
-        dtype: np.dtype[Any] = self.sides[0].dtype
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows."""
-        return sum(g.nbytes for g in self.sides)
-
-    @property
-    def flops(self) -> int:
-        """One product an entry."""
-        return sum(g.size for g in self.sides)
-
-    @property
-    def pieces(self) -> list[tuple[int, slice, int]]:
-        """Some columns each."""
-        return [(0, part, part.stop - part.start) for part in _slices(self.sides[0].shape[2], PIECE)]
-
-    def expand(self, side: Any, parameter: int, part: slice) -> FloatArray:
-        """Weight some columns."""
-        return np.ascontiguousarray(side[..., part] * self.weights[parameter][part])
-
-
-LoweredBlock = FusedTerm | Expansion
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One matrix to be computed, the sum of its blocks; `copied_bytes` are features that had to be copied for it."""
+    """One matrix to be computed, the sum of its blocks; `copied_bytes` are features and weights copied for it."""
 
     blocks: tuple[LoweredBlock, ...]
     shape: tuple[int, int]
@@ -226,7 +72,9 @@ class Problem:
 
 
 def _slices(length: int, step: int) -> list[slice]:
-    return [slice(begin, min(begin + step, length)) for begin in range(0, length, step)]
+    """Cut into parts of `step`, of which the last may be up to half as long again."""
+    count = max(1, (length + step // 2) // step)
+    return [slice(i * step, length if i == count - 1 else (i + 1) * step) for i in range(count)]
 
 
 def _fold(rows: FloatArray) -> FloatArray:
@@ -309,25 +157,27 @@ def lower(
     """
     if feats.num_outputs == 1:
         outputs = "full"
-    copied = _copied_bytes(feats, feats2, outputs)
+    copied = _copied_bytes(feats, feats2, outputs, roots)
     if copied > memory_limit:
         raise MemoryLimitError(
-            f"outputs={outputs!r} needs {format_bytes(copied)} of copied features, but memory_limit is "
+            f"outputs={outputs!r} needs {format_bytes(copied)} of copied features and weights, but memory_limit is "
             f"{format_bytes(memory_limit)}",
             needed=copied,
             limit=memory_limit,
         )
     if outputs == "diagonal":
         choices = [slice(c, c + 1) for c in range(feats.num_outputs)]
-        return [_problem(feats, feats2, roots, select=choice) for choice in choices]
+        return [_problem(feats, feats2, roots, select=choice, copied_bytes=copied) for choice in choices]
     fold = outputs in ("trace", "mean_trace")
     scale = 1.0 / feats.num_outputs if outputs == "mean_trace" else 1.0
     total = outputs == "sum_logits"
     return [_problem(feats, feats2, roots, fold=fold, total=total, scale=scale, copied_bytes=copied)]
 
 
-def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> int:
-    count = 0
+def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str, roots: Preconditioner) -> int:
+    # Each piece has its weights side by side, in the "trace" once for every output that it folds.
+    copies = feats.num_outputs if outputs in ("trace", "mean_trace") else 1
+    count = copies * sum(array.nbytes for name in feats for array in roots.get(name, ()))
     for side in (feats,) if feats2 is None else (feats, feats2):
         for block in side.values():
             array = block.backprops if isinstance(block, OuterProduct) else block.rows
@@ -362,23 +212,17 @@ def _problem(
     for name in feats:
         sides = [side[name] for side in both]
         first = sides[0]
-        weights = roots.get(name, ())
+        weights = tuple(roots.get(name, ()))
         block_scale = first.scale * scale
         if not isinstance(first, OuterProduct):
             rows = tuple(outputs_of(side.rows) for side in sides if not isinstance(side, OuterProduct))
-            if weights:
-                blocks.append(ExpandedRows(name, rows, tuple(weights), block_scale, fold))
-            else:
-                blocks.append(_fused_rows(name, rows, block_scale, fold))
+            blocks.append(_rows(name, rows, weights, block_scale, fold))
             continue
         pairs = tuple((s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct))
         if weights or any(a.shape[1] > 1 for a, _ in pairs):
-            blocks.append(ExpandedOuterProduct(name, pairs, tuple(weights), block_scale, fold, first.bias))
-            continue
-        activations = Factor(*(a[:, :1] for a, _ in pairs))
-        backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
-        term = GramTerm(activations, backprops, offset=float(first.bias), scale=block_scale)
-        blocks.append(FusedTerm(name, "hadamard", (term,)))
+            blocks.append(_expanded(name, pairs, weights, block_scale, fold, first.bias))
+        else:
+            blocks.append(_hadamard(name, pairs, block_scale, fold, first.bias))
 
     kept = 1 if fold or total or select is not None else feats.num_outputs
     columns = (feats if feats2 is None else feats2).num_examples
@@ -386,8 +230,50 @@ def _problem(
     return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)
 
 
-def _fused_rows(name: str, rows: tuple[FloatArray, ...], scale: float, fold: bool) -> FusedTerm:
+Pair = tuple[FloatArray, FloatArray]
+
+
+def _hadamard(name: str, pairs: tuple[Pair, ...], scale: float, fold: bool, bias: bool) -> LoweredBlock:
+    activations = Factor(*(a[:, :1] for a, _ in pairs))
+    backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
+    term = GramTerm(activations, backprops, offset=float(bias), scale=scale)
+    return LoweredBlock(name, "hadamard", (term,), sum(a.nbytes + d.nbytes for a, d in pairs))
+
+
+def _rows(
+    name: str, rows: tuple[FloatArray, ...], weights: tuple[FloatArray, ...], scale: float, fold: bool
+) -> LoweredBlock:
     folded = [_fold(g) if fold else g for g in rows]
+    roots = np.tile(weights[0], rows[0].shape[1] if fold else 1) if weights else None
+
+    def side(g: FloatArray, part: slice) -> FactorSide:
+        return g[..., part] if roots is None else WeightedRows(g[..., part], roots[part])
+
     parts = _slices(folded[0].shape[2], LONGEST_ROWS)
-    terms = tuple(GramTerm(Factor(*(g[..., part] for g in folded)), scale=scale) for part in parts)
-    return FusedTerm(name, "rows", terms)
+    terms = tuple(GramTerm(Factor(*(side(g, part) for g in folded)), scale=scale) for part in parts)
+    return LoweredBlock(name, "rows", terms, sum(g.nbytes for g in rows))
+
+
+def _expanded(
+    name: str, pairs: tuple[Pair, ...], weights: tuple[FloatArray, ...], scale: float, fold: bool, bias: bool
+) -> LoweredBlock:
+    """Cut a weight's gradients into pieces of some rows and columns; the last columns hold the bias."""
+    outputs, d_in, d_out = pairs[0][1].shape[1], pairs[0][0].shape[2], pairs[0][1].shape[3]
+    width = max(COLUMNS, PIECE // d_out // COLUMNS * COLUMNS)
+    terms = []
+    for columns in _slices(d_in, width):
+        with_bias = bias and columns.stop == d_in
+        for rows in _slices(d_out, max(1, PIECE // min(width, d_in))):
+            entries = (rows.stop - rows.start) * (columns.stop - columns.start + int(with_bias))
+            for part in _slices(outputs, max(1, PIECE // entries)) if fold else [slice(None)]:
+                roots = None
+                if weights:
+                    root = weights[0][rows, columns]
+                    if with_bias:
+                        root = np.concatenate([root, weights[1][rows, None]], axis=1)
+                    roots = np.tile(root.ravel(), part.stop - part.start if fold else 1)
+                sides = (
+                    OuterProductRows(a[..., columns], d[:, part, :, rows], with_bias, fold, roots) for a, d in pairs
+                )
+                terms.append(GramTerm(Factor(*sides), scale=scale))
+    return LoweredBlock(name, "expand", tuple(terms), sum(a.nbytes + d.nbytes for a, d in pairs))

@@ -1,0 +1,212 @@
+// Gradients of a weight, written out while they are packed:  G_nc = sum_t backprops[n, c, t] activations[n, t]'.
+// As many of them as a vector has lanes are computed with the register kernel of the Gram, positions as its depth, and
+// turned into the packed panel while they are in cache.
+#include "cpu/rows.hpp"
+
+#include <algorithm>
+
+#include "cpu/dispatch.hpp"
+#include "kernelgrowth/rows.hpp"
+#include "runtime/workspace.hpp"
+
+namespace kernelgrowth {
+namespace cpu {
+namespace {
+
+constexpr index_t widest_panel = 64;
+// Positions are summed in runs of so many, and so many runs are added up before they are added to others, so that
+// rounding grows with the runs and not with the number of positions.
+constexpr index_t positions_block = 256, positions_run = 64 * positions_block;
+
+// Where the parts of a thread's scratch lie.
+template <class T>
+struct Expansion {
+  const KernelTable<T>& kernels;
+  const OuterProductView<T>& source;
+  index_t panel, lanes, tile_rows, block, row_panels, column_panels, row_stride, gradient_stride;
+
+  Expansion(const KernelTable<T>& table, const OuterProductView<T>& view)
+      : kernels(table),
+        source(view),
+        panel(static_cast<index_t>(table.panel)),
+        lanes(static_cast<index_t>(table.lanes)),
+        tile_rows(static_cast<index_t>(table.tile_rows)),
+        block(std::min(view.positions, positions_block)),
+        row_panels(ceil_div(view.backprops.length, panel)),
+        column_panels(ceil_div(view.columns(), panel)),
+        row_stride(round_up(view.columns(), lanes)),
+        // One vector more than they need, so that the gradients do not all start in the same set of the cache.
+        gradient_stride(round_up(view.backprops.length, tile_rows) * row_stride + lanes) {}
+
+  index_t backprops_size() const { return row_panels * panel * block; }
+  index_t activations_size() const { return column_panels * panel * block; }
+  index_t runs_size() const { return source.positions > positions_run ? gradient_stride : 0; }
+  index_t scratch_size() const { return backprops_size() + activations_size() + runs_size() + lanes * gradient_stride; }
+
+  // Panels [depth][panel] of positions [begin, begin + depth) of one example (and output).
+  void pack(const PositionsView<T>& vectors, const T* data, index_t begin, index_t depth, T* target) const {
+    data += begin * vectors.position_stride;
+    for (index_t j = 0; j < vectors.length; j += panel, target += panel * block) {
+      const index_t count = std::min(panel, vectors.length - j);
+      const T* first = data + j * vectors.element_stride;
+      if (vectors.position_stride == 1 && vectors.element_stride != 1) {
+        const T* rows[widest_panel];
+        for (index_t i = 0; i < count; ++i) rows[i] = first + i * vectors.element_stride;
+        kernels.pack(rows, static_cast<std::size_t>(count), static_cast<std::size_t>(depth), 1, target);
+      } else {
+        kernels.pack_columns(first, static_cast<std::size_t>(count), static_cast<std::size_t>(depth),
+                             vectors.position_stride, vectors.element_stride, target);
+      }
+    }
+  }
+
+  void pack_activations(index_t example, index_t begin, index_t depth, T* target) const {
+    pack(source.activations, source.activations.at(example, 0), begin, depth, target);
+    if (!source.bias) return;
+    const index_t column = source.activations.length;
+    T* ones = target + column / panel * panel * block + column % panel;
+    // A panel of its own, which `pack` has not reached, starts with its other columns empty.
+    if (column % panel == 0) std::fill_n(ones, panel * depth, T{0});
+    for (index_t t = 0; t < depth; ++t) ones[t * panel] = 1;
+  }
+
+  // gradient (rows of row_stride) = or += the sum over `depth` packed positions.
+  void multiply(const T* backprops, const T* activations, index_t depth, bool accumulate, T* gradient) const {
+    const index_t columns = source.columns();
+    for (index_t j = 0; j < columns; j += panel) {
+      const T* b = activations + j * block;
+      const auto inner_products = kernels.inner_products[ceil_div(std::min(panel, columns - j), lanes) - 1];
+      for (index_t i = 0; i < source.backprops.length; i += tile_rows) {
+        const T* a = backprops + i / panel * panel * block + i % panel;
+        inner_products(a, b, static_cast<std::size_t>(depth), gradient + i * row_stride + j,
+                       static_cast<std::size_t>(row_stride), accumulate, b);
+      }
+    }
+  }
+};
+
+template <class T>
+void write_out(const KernelTable<T>& kernels, const FactorView<T>& factor, const PackedLayout& layout,
+               index_t first_example, index_t p, T* target, T* scratch) {
+  const OuterProductView<T>& source = *factor.outer_product;
+  const Expansion<T> e(kernels, source);
+  T* backprops = scratch;
+  T* activations = backprops + e.backprops_size();
+  T* gradients = activations + e.activations_size();
+  T* later_run = gradients + e.lanes * e.gradient_stride;
+  const index_t count = layout.rows_of_panel(factor, first_example, p);
+  const index_t columns = source.columns(), matrix = source.backprops.length * columns;
+
+  index_t packed_example = -1;
+  for (index_t first = 0; first < layout.panel; first += e.lanes) {
+    const index_t rows = std::clamp<index_t>(count - first, 0, e.lanes);
+    for (index_t c = 0; c < source.folded; ++c) {
+      for (index_t i = 0; i < rows; ++i) {
+        const index_t row = p * layout.panel + first + i, example = first_example + row / factor.outputs;
+        const index_t output = source.folded > 1 ? c : row % factor.outputs;
+        T* gradient = gradients + i * e.gradient_stride;
+        for (index_t t = 0; t < source.positions; t += positions_block) {
+          const index_t depth = std::min(positions_block, source.positions - t);
+          // Outputs share their example's activations.
+          if (example != packed_example || e.block < source.positions) {
+            e.pack_activations(example, t, depth, activations);
+            packed_example = example;
+          }
+          e.pack(source.backprops, source.backprops.at(example, output), t, depth, backprops);
+          const bool later = t >= positions_run, run_begins = t % positions_run == 0;
+          e.multiply(backprops, activations, depth, !run_begins, later ? later_run : gradient);
+          const bool run_ends = t + depth == source.positions || (t + depth) % positions_run == 0;
+          if (later && run_ends) {
+            kernels.add_term(gradient, later_run, static_cast<std::size_t>(e.gradient_stride - e.lanes), 0, 1);
+          }
+        }
+      }
+      for (index_t o = 0; o < source.backprops.length; ++o) {
+        kernels.turn(gradients + o * e.row_stride, static_cast<std::size_t>(rows), static_cast<std::size_t>(columns),
+                     e.gradient_stride, target + (c * matrix + o * columns) * layout.panel + first);
+      }
+    }
+  }
+}
+
+// The factor's vectors as they stand.
+template <class T>
+void copy_vectors(const KernelTable<T>& kernels, const FactorView<T>& factor, const PackedLayout& layout,
+                  index_t first_example, index_t p, T* target) {
+  const T* rows[widest_panel];
+  const index_t count = layout.rows_of_panel(factor, first_example, p);
+  for (index_t i = 0; i < count; ++i) {
+    const index_t row = p * layout.panel + i;
+    rows[i] = factor.data + (first_example + row / factor.outputs) * factor.example_stride +
+              (row % factor.outputs) * factor.output_stride;
+  }
+  kernels.pack(rows, static_cast<std::size_t>(count), static_cast<std::size_t>(factor.length), factor.element_stride,
+               target);
+}
+
+}  // namespace
+
+template <class T>
+index_t packing_scratch(const KernelTable<T>& kernels, const FactorView<T>& factor) {
+  return factor.outer_product ? Expansion<T>(kernels, *factor.outer_product).scratch_size() : 0;
+}
+
+template <class T>
+void pack_panel(const KernelTable<T>& kernels, const FactorView<T>& factor, const PackedLayout& layout,
+                index_t first_example, index_t p, T* target, T* scratch) {
+  if (factor.outer_product) {
+    write_out(kernels, factor, layout, first_example, p, target, scratch);
+  } else {
+    copy_vectors(kernels, factor, layout, first_example, p, target);
+  }
+  if (factor.weights) kernels.weigh(target, factor.weights, static_cast<std::size_t>(layout.length));
+}
+
+template index_t packing_scratch(const KernelTable<float>&, const FactorView<float>&);
+template index_t packing_scratch(const KernelTable<double>&, const FactorView<double>&);
+template void pack_panel(const KernelTable<float>&, const FactorView<float>&, const PackedLayout&, index_t, index_t,
+                         float*, float*);
+template void pack_panel(const KernelTable<double>&, const FactorView<double>&, const PackedLayout&, index_t, index_t,
+                         double*, double*);
+
+}  // namespace cpu
+
+template <class T>
+void squared_norms(const FactorView<T>& factor, double* norms, const RowsOptions& options) {
+  const auto& kernels = cpu::kernel_table<T>(options.isa);
+  const index_t panel = static_cast<index_t>(kernels.panel);
+  const cpu::PackedLayout layout{factor.outputs, factor.length, factor.examples, panel};
+  const index_t panels = layout.panels_per_block();
+  const int threads =
+      static_cast<int>(std::min<index_t>(options.threads > 0 ? options.threads : default_threads(), panels));
+  const auto elements = static_cast<std::size_t>(panel * factor.length),
+             scratch = static_cast<std::size_t>(cpu::packing_scratch(kernels, factor));
+  Workspace memory(static_cast<std::size_t>(threads) *
+                   (Workspace::bytes_for<T>(elements) + Workspace::bytes_for<T>(scratch)));
+  std::vector<std::pair<T*, T*>> buffers;
+  for (int i = 0; i < threads; ++i) {
+    T* packed = memory.take<T>(elements);
+    buffers.emplace_back(packed, memory.take<T>(scratch));
+  }
+  parallel_for(
+      panels, threads,
+      [&](index_t p, int worker) {
+        const auto [packed, working] = buffers[static_cast<std::size_t>(worker)];
+        cpu::pack_panel(kernels, factor, layout, 0, p, packed, working);
+        std::vector<double> sums(static_cast<std::size_t>(panel));
+        for (index_t k = 0; k < factor.length; ++k) {
+          for (index_t i = 0; i < panel; ++i) {
+            const double value = packed[k * panel + i];
+            sums[static_cast<std::size_t>(i)] += value * value;
+          }
+        }
+        const index_t count = std::min(panel, factor.rows() - p * panel);
+        std::copy_n(sums.begin(), count, norms + p * panel);
+      },
+      options.poll);
+}
+
+template void squared_norms(const FactorView<float>&, double*, const RowsOptions&);
+template void squared_norms(const FactorView<double>&, double*, const RowsOptions&);
+
+}  // namespace kernelgrowth
