@@ -15,7 +15,9 @@ __all__ = ["Layer", "features_of", "kernel_error", "random_layers", "widths_to_s
 # Activations (N, T, d_in) and backprops (N, C, T, d_out).
 Layer = tuple[Any, Any]
 
-_PAIRS = 48
+_SAMPLE = 24
+# Of K (n, C, n, C).
+_REDUCTIONS = {"full": "ncme->ncme", "trace": "ncmc->nm", "diagonal": "ncmc->cnm", "sum_logits": "ncme->nm"}
 
 
 def widths_to_shapes(widths: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -38,46 +40,39 @@ def features_of(layers: Sequence[Layer]) -> GradientFeatures:
 
 
 def kernel_error(layers: Sequence[Layer], outputs: str = "full") -> Callable[[Any], float]:
-    """Return the measure of a kernel's largest error on some pairs of examples, relative to sqrt(K_ii K_jj).
+    """Return the measure of a kernel's largest error among some examples, relative to sqrt(K_ii K_jj).
 
     It takes kernels of shape (N·C, N·C) with example-major rows in the "full" mode, and of `empirical_ntk`'s in others.
     """
     n, c = layers[0][1].shape[:2]
-    rng = np.random.default_rng(1)
-    pairs = [(0, 0), (0, n - 1), (n - 1, 0), (n - 1, n - 1), *rng.integers(0, n, size=(_PAIRS, 2)).tolist()]
-    reductions: dict[str, Callable[[Any], Any]] = {
-        "full": lambda block: block,
-        "trace": np.trace,
-        "diagonal": np.diagonal,
-        "sum_logits": np.sum,
-    }
-    reduce = reductions[outputs]
-
-    def size(i: int) -> Any:
-        block = _exact_block(layers, i, i)
-        return np.sqrt(np.diagonal(block) if outputs == "full" else reduce(block))
-
-    exact = [reduce(_exact_block(layers, i, j)) for i, j in pairs]
-    scales = [np.multiply.outer(size(i), size(j)) if outputs == "full" else size(i) * size(j) for i, j in pairs]
-
-    def picked(kernel: Any, i: int, j: int) -> Any:
-        if outputs == "full":
-            return kernel.reshape(n, c, n, c)[i, :, j]
-        return kernel[..., i, j]
+    some = np.unique(np.append(np.random.default_rng(1).integers(0, n, size=_SAMPLE), [0, n - 1]))
+    exact = np.einsum(_REDUCTIONS[outputs], _exact(layers, some))
+    if outputs == "full":
+        exact = exact.reshape(len(some) * c, -1)
+    roots = np.sqrt(np.diagonal(exact, axis1=-2, axis2=-1))
+    scale = roots[..., :, None] * roots[..., None, :]
 
     def error(kernel: Any) -> float:
-        wanted = zip(pairs, exact, scales, strict=True)
-        return float(max(np.max(np.abs(picked(kernel, i, j) - k) / scale) for (i, j), k, scale in wanted))
+        array = np.asarray(kernel)
+        if outputs == "full":
+            got = array.reshape(n, c, n, c)[some][:, :, some].reshape(exact.shape)
+        else:
+            got = array[..., some, :][..., some]
+        return float(np.max(np.abs(got - exact) / scale))
 
     return error
 
 
-def _exact_block(layers: Sequence[Layer], i: int, j: int) -> Any:
-    """Return K of two examples over all pairs of outputs, (C, C): Σ_{t,u} (a_t·a'_u)(δ_t·δ'_u), in float64."""
+def _exact(layers: Sequence[Layer], some: Any) -> Any:
+    """Return K of some examples in float64, (n, C, n, C): where there are positions, of gradients written out."""
     total: Any = 0.0
-    for a, d in layers:
-        inner = a[i].astype(np.float64) @ a[j].astype(np.float64).T
-        left, right = (d[index].astype(np.float64) for index in (i, j))
-        # Over one position at a time with its partner summed out: (C, T, d) · (T, U) · (C, U, d).
-        total = total + np.einsum("ctd,etd->ce", left, inner @ right, optimize=True)
+    for activations, backprops in layers:
+        a, d = activations[some].astype(np.float64), backprops[some].astype(np.float64)
+        n, c, positions, _ = d.shape
+        if positions == 1:
+            inner = np.einsum("ntd,mtd->nm", a, a)
+            total = total + inner[:, None, :, None] * np.einsum("nctd,metd->ncme", d, d, optimize=True)
+        else:
+            gradients = (d.swapaxes(2, 3) @ a[:, None]).reshape(n * c, -1)
+            total = total + (gradients @ gradients.T).reshape(n, c, n, c)
     return total

@@ -9,10 +9,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.case import OURS, Workload
+from benchmarks.factors import features_of, kernel_error, random_layers
 from benchmarks.measure import Result, check
 from benchmarks.suite import CASES
 from benchmarks.table import as_text
 from benchmarks.timing import Timing, interleaved
+
+from kernelgrowth.kernels import empirical_ntk
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -25,6 +28,18 @@ def test_contenders_give_the_right_answer(case):
     assert all(name.startswith(("JAX", "torch")) for name in skipped)
     assert workload.flops > 0
     assert workload.bytes > 0
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace", "diagonal", "sum_logits"])
+def test_the_check_sees_an_error_where_it_looks(outputs):
+    layers = random_layers([(1, 5, 4), (3, 4, 2)], 6, outputs=3, dtype="float64")
+    kernel = empirical_ntk(features_of(layers), outputs=outputs)
+    if outputs == "full":
+        kernel = kernel.transpose(0, 2, 1, 3).reshape(18, 18)
+    error = kernel_error(layers, outputs)
+    assert error(kernel) < 1e-14
+    kernel[..., -1, 0] *= 1 + 1e-3  # the first and the last example are among those looked at
+    assert error(kernel) > 1e-6
 
 
 def test_names_are_unique():
