@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -47,16 +48,23 @@ const T* weights_of(const py::array& array, index_t length) {
   return static_cast<const T*>(array.data());
 }
 
+// (examples, outputs, length), or (examples, outputs, positions, length)
 template <class T>
 FactorView<T> vectors(const py::array& array) {
-  check_array<T>(array, 3, "(examples, outputs, length)");
-  return {static_cast<const T*>(array.data()),
-          array.shape(0),
-          array.shape(1),
-          array.shape(2),
-          stride<T>(array, 0),
-          stride<T>(array, 1),
-          stride<T>(array, 2)};
+  const int length = array.ndim() == 4 ? 3 : 2;
+  check_array<T>(array, length + 1, "(examples, outputs, [positions,] length)");
+  FactorView<T> factor{static_cast<const T*>(array.data()),
+                       array.shape(0),
+                       array.shape(1),
+                       array.shape(length),
+                       stride<T>(array, 0),
+                       stride<T>(array, 1),
+                       stride<T>(array, length)};
+  if (length == 3) {
+    factor.positions = array.shape(2);
+    factor.position_stride = stride<T>(array, 2);
+  }
+  return factor;
 }
 
 template <class T>
@@ -132,22 +140,34 @@ std::vector<Term<T>> make_terms(const std::vector<TermArguments>& arguments, boo
   return terms;
 }
 
+// out: (rows, cols), or (kernels, rows, cols) for several kernels at once
 template <class T>
 void run_gram(const std::vector<TermArguments>& arguments, py::array& out, GramOptions options) {
-  if (out.ndim() != 2 || (out.shape(1) > 1 && out.strides(1) != static_cast<index_t>(sizeof(T))) ||
-      (out.shape(0) > 1 && out.strides(0) % static_cast<index_t>(sizeof(T)) != 0)) {
-    throw py::value_error("gram: out must be a matrix with contiguous rows");
+  const int rows = out.ndim() == 3 ? 1 : 0, cols = rows + 1;
+  bool fits = (out.ndim() == 2 || out.ndim() == 3) && (out.shape(cols) == 1 || stride<T>(out, cols) == 1);
+  for (int d = 0; fits && d < cols; ++d) {
+    fits = out.shape(d) == 1 || out.strides(d) % static_cast<index_t>(sizeof(T)) == 0;
+  }
+  if (!fits) throw py::value_error("gram: out must be a matrix with contiguous rows, or several of them");
+  if (rows == 1) {
+    options.kernels = out.shape(0);
+    options.kernel_stride = stride<T>(out, 0);
   }
   const auto terms = make_terms<T>(arguments, options.symmetric);
-  const MatrixView<T> view{static_cast<T*>(out.mutable_data()), out.shape(0), out.shape(1),
-                           out.strides(0) / static_cast<index_t>(sizeof(T))};
+  const MatrixView<T> view{static_cast<T*>(out.mutable_data()), out.shape(rows), out.shape(cols), stride<T>(out, rows)};
   const py::gil_scoped_release release;
   gram<T>(terms, view, options);
 }
 
 void bind_gram(const std::vector<TermArguments>& terms, py::array out, bool symmetric, bool accumulate,
                std::size_t workspace, int threads, const std::string& isa) {
-  const GramOptions options{symmetric, accumulate, workspace, threads, isa, signal_poll()};
+  GramOptions options;
+  options.symmetric = symmetric;
+  options.accumulate = accumulate;
+  options.workspace = workspace;
+  options.threads = threads;
+  options.isa = isa;
+  options.poll = signal_poll();
   if (py::isinstance<py::array_t<float>>(out)) {
     run_gram<float>(terms, out, options);
   } else if (py::isinstance<py::array_t<double>>(out)) {
@@ -157,17 +177,26 @@ void bind_gram(const std::vector<TermArguments>& terms, py::array out, bool symm
   }
 }
 
-std::pair<std::size_t, std::size_t> bind_workspace(const std::vector<TermArguments>& terms, index_t rows, index_t cols,
-                                                   bool symmetric, int threads) {
+// minimum and full workspace of all terms together, and the largest minimum of a term alone
+std::tuple<std::size_t, std::size_t, std::size_t> bind_workspace(const std::vector<TermArguments>& arguments,
+                                                                 index_t rows, index_t cols, index_t kernels,
+                                                                 bool symmetric, int threads) {
   GramOptions options;
   options.symmetric = symmetric;
   options.threads = threads;
+  options.kernels = kernels;
   auto measure = [&]<class T>(T) {
-    const auto list = make_terms<T>(terms, symmetric);
-    const GramWorkspace need = gram_workspace<T>(list, MatrixView<T>{nullptr, rows, cols, cols}, options);
-    return std::pair{need.minimum, need.full};
+    const auto terms = make_terms<T>(arguments, symmetric);
+    const MatrixView<T> out{nullptr, rows, cols, cols};
+    const std::span<const Term<T>> all(terms);
+    const GramWorkspace need = gram_workspace<T>(all, out, options);
+    std::size_t alone = 0;
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      alone = std::max(alone, gram_workspace<T>(all.subspan(i, 1), out, options).minimum);
+    }
+    return std::tuple{need.minimum, need.full, alone};
   };
-  if (!terms.empty() && is_single_precision(std::get<0>(terms.front()))) return measure(float{});
+  if (!arguments.empty() && is_single_precision(std::get<0>(arguments.front()))) return measure(float{});
   return measure(double{});
 }
 
@@ -190,7 +219,7 @@ void register_gram(py::module_& m) {
   using namespace py::literals;
   m.def("gram", &bind_gram, "terms"_a, "out"_a, py::kw_only(), "symmetric"_a, "accumulate"_a = false, "workspace"_a = 0,
         "threads"_a = 0, "isa"_a = "");
-  m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "symmetric"_a,
+  m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "kernels"_a = 1, "symmetric"_a,
         "threads"_a = 0);
   m.def("squared_norms", &bind_squared_norms, "factor"_a, py::kw_only(), "threads"_a = 0);
 }

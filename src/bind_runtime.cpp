@@ -11,11 +11,13 @@ void register_runtime(py::module_& m) {
   m.def("active_isa", &active_isa);
   m.def(
       "multiply_add_peak",
-      [](bool double_precision, int threads, const std::string& isa) {
+      [](bool double_precision, int threads, const std::string& isa, bool quick) {
         const py::gil_scoped_release release;
-        return double_precision ? multiply_add_peak<double>(threads, isa) : multiply_add_peak<float>(threads, isa);
+        return double_precision ? multiply_add_peak<double>(threads, isa, quick)
+                                : multiply_add_peak<float>(threads, isa, quick);
       },
-      py::kw_only(), py::arg("double_precision") = false, py::arg("threads") = 0, py::arg("isa") = "");
+      py::kw_only(), py::arg("double_precision") = false, py::arg("threads") = 0, py::arg("isa") = "",
+      py::arg("quick") = false);
   m.def(
       "copy_bandwidth",
       [](int threads) {

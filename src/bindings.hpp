@@ -13,6 +13,7 @@ namespace py = pybind11;
 
 void register_runtime(py::module_& m);
 void register_gram(py::module_& m);
+void register_im2col(py::module_& m);
 void register_statistics(py::module_& m);
 
 // Answers Ctrl-C from inside a long call: takes the GIL a few times a second and raises what a signal handler raised.

@@ -103,3 +103,53 @@ def statistics(kernel, targets=None, other=None):
         result["other_row_sums"] = k2.sum(1)
         result["other_column_sums"] = k2.sum(0)
     return result
+
+
+def convolution(images, weight, stride, padding):
+    """The cross-correlation of images (N, C, H, W) with a weight (C_out, C, kh, kw), place by place."""
+    (down, right), (above, left) = stride, padding
+    _, _, kh, kw = weight.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (above, above), (left, left)))
+    rows, columns = (padded.shape[2] - kh) // down + 1, (padded.shape[3] - kw) // right + 1
+    out = np.empty((len(images), len(weight), rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            seen = padded[:, :, i * down : i * down + kh, j * right : j * right + kw]
+            out[:, :, i, j] = np.einsum("ncij,ocij->no", seen, weight)
+    return out
+
+
+def average_pool(images, size, stride):
+    """The means over the windows of (N, C, H, W) that lie inside."""
+    (kh, kw), (down, right) = size, stride
+    rows, columns = (images.shape[2] - kh) // down + 1, (images.shape[3] - kw) // right + 1
+    out = np.empty((*images.shape[:2], rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            out[:, :, i, j] = images[:, :, i * down : i * down + kh, j * right : j * right + kw].mean((2, 3))
+    return out
+
+
+def cnn_pre_activations(layers, applied, images, phi):
+    """The pre-activations, and last the outputs, of a network whose layers are described by dicts.
+
+    `applied` lists (weight, bias or None) of the layers with weights, multiplied with their multipliers.
+    """
+    h, remaining, result = images, list(applied), []
+    for layer in layers:
+        if layer["kind"] == "flatten":
+            h = h.reshape(len(h), -1)
+        elif layer["kind"] == "global_average_pool":
+            h = h.mean((2, 3))
+        elif layer["kind"] == "average_pool":
+            h = average_pool(h, layer["size"], layer["stride"])
+        else:
+            weight, bias = remaining.pop(0)
+            if layer["kind"] == "dense":
+                z = h @ weight.T + (0 if bias is None else bias)
+            else:
+                z = convolution(h, weight, layer["stride"], layer["padding"])
+                z = z + (0 if bias is None else bias[:, None, None])
+            result.append(z)
+            h = phi(z) if remaining else z
+    return [*result, h]

@@ -87,7 +87,8 @@ def test_preconditioned_diagonal():
         np.testing.assert_allclose(sum(p.gram() for p in parts.values()), operator.gram(), rtol=1e-12, atol=1e-13)
 
 
-def test_the_plan_says_what_it_does():
+def test_the_plan_says_what_it_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rng = np.random.default_rng(0)
     features = GradientFeatures(
         {

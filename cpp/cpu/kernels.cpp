@@ -160,7 +160,8 @@ void weigh(T* target, const T* weights, std::size_t length) {
 }
 
 template <class T, std::size_t Vectors>
-void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead) {
+void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead,
+                    std::ptrdiff_t ahead_step) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t rows = Tile<T>::rows, panel = Tile<T>::panel;
@@ -168,7 +169,8 @@ void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t
   Vector sum[rows][Vectors] = {};
   for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
-    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead + k * fetched_per_step<T>);
+    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead);
+    ahead += ahead_step;
     Vector right[Vectors];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const Unaligned*>(b + j * lanes<T>);
@@ -204,6 +206,31 @@ void add_hadamard(T* sum, const T* p, const T* q, std::size_t n, T offset, T sca
     const auto first = scale * (*reinterpret_cast<const Unaligned*>(p + i) + offset);
     *reinterpret_cast<Unaligned*>(sum + i) += first * *reinterpret_cast<const Unaligned*>(q + i);
   }
+}
+
+// By rows and by columns, and then the mean of both: an order that a transposition does not change.
+template <class T>
+T sum_pairs(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns) {
+  // Several rows at once, whose chains of additions are independent.
+  constexpr std::size_t together = 4;
+  for (std::size_t u = 0; u < cols; ++u) columns[u] = 0;
+  T by_rows = 0, by_columns = 0;
+  for (std::size_t t = 0; t < rows; t += together) {
+    const std::size_t count = rows - t < together ? rows - t : together;
+    T sums[together] = {};
+    for (std::size_t u = 0; u < cols; ++u) {
+#pragma GCC unroll 4
+      for (std::size_t i = 0; i < together; ++i) {
+        if (i >= count) break;
+        const T value = values[static_cast<std::ptrdiff_t>(t + i) * stride + static_cast<std::ptrdiff_t>(u)];
+        sums[i] += value;
+        columns[u] += value;
+      }
+    }
+    for (std::size_t i = 0; i < count; ++i) by_rows += sums[i];
+  }
+  for (std::size_t u = 0; u < cols; ++u) by_columns += columns[u];
+  return (by_rows + by_columns) / 2;
 }
 
 constexpr std::size_t double_lanes = lanes<double>;
@@ -305,6 +332,7 @@ constexpr KernelTable<T> table() {
           transpose_square<T>,
           add_term<T>,
           add_hadamard<T>,
+          sum_pairs<T>,
           row_sums<T>,
           dot<T>,
           multiply_add<T>};

@@ -33,10 +33,10 @@ struct KernelTable {
   // target[k * panel + i] *= weights[k]
   void (*weigh)(T* target, const T* weights, std::size_t length);
   // c (tile_rows x panel, row stride ldc) = or += sum_k a[k * panel + i] * b[k * panel + j]; on the way
-  // depth * fetched_per_step elements from `ahead` are asked for, which later calls will read.
+  // every step asks for what lies at `ahead`, which later calls will read, and moves it on by `ahead_step` elements.
   // inner_products[v - 1] computes the first v * lanes columns only.
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
-                                            bool accumulate, const T* ahead);
+                                            bool accumulate, const T* ahead, std::ptrdiff_t ahead_step);
   std::size_t fetched_per_step;
   // target[j * target_stride + i] = source[i * source_stride + j] for i, j < lanes.
   void (*transpose)(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride);
@@ -44,6 +44,8 @@ struct KernelTable {
   void (*add_term)(T* sum, const T* p, std::size_t n, T offset, T scale);
   // sum += scale * (p + offset) * q; n a multiple of the lanes
   void (*add_hadamard)(T* sum, const T* p, const T* q, std::size_t n, T offset, T scale);
+  // The sum of a rows x cols matrix; the transposed matrix has the same bits. `columns` holds cols numbers of scratch.
+  T (*sum_pairs)(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns);
   // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
   RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
   double (*dot)(const T* row, const double* y, std::size_t n);

@@ -16,21 +16,21 @@ inline index_t round_down(index_t a, index_t b) {
   return a / b * b;
 }
 
-// Where the rows of a factor lie once packed: blocks of whole examples, each padded to whole panels.
+// Where the vectors of a factor lie once packed: blocks of whole examples, each padded to whole panels.
 // Rows and columns of a tile read the same packing, since a panel's width is a multiple of the register tile's rows.
 struct PackedLayout {
-  index_t outputs = 1;
+  index_t vectors = 1;  // of an example: outputs times positions
   index_t length = 0;
   index_t block_examples = 1;
   index_t panel = 1;
 
-  index_t panels_per_block() const { return ceil_div(block_examples * outputs, panel); }
+  index_t panels_per_block() const { return ceil_div(block_examples * vectors, panel); }
   index_t elements_per_block() const { return panels_per_block() * panel * length; }
-  // Rows that panel `p` of the block starting at `first_example` holds; the rest of it is padding.
+  // Vectors that panel `p` of the block starting at `first_example` holds; the rest of it is padding.
   template <class T>
-  index_t rows_of_panel(const FactorView<T>& factor, index_t first_example, index_t p) const {
-    const index_t block_rows = std::min(block_examples, factor.examples - first_example) * outputs;
-    return std::clamp<index_t>(block_rows - p * panel, 0, panel);
+  index_t vectors_of_panel(const FactorView<T>& factor, index_t first_example, index_t p) const {
+    const index_t block_vectors = std::min(block_examples, factor.examples - first_example) * vectors;
+    return std::clamp<index_t>(block_vectors - p * panel, 0, panel);
   }
 };
 

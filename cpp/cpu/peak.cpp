@@ -11,10 +11,10 @@
 namespace kernelgrowth {
 
 template <class T>
-double multiply_add_peak(int threads, const std::string& isa) {
+double multiply_add_peak(int threads, const std::string& isa, bool quick) {
   using clock = std::chrono::steady_clock;
   // Long enough that starting the threads does not count, short enough that a slice without interruption is found.
-  constexpr std::size_t iterations = 4'000'000;
+  const std::size_t iterations = quick ? 500'000 : 4'000'000;
   constexpr int runs = 15;
   const auto& table = cpu::kernel_table<T>(isa);
   const int used = threads > 0 ? threads : default_threads();
@@ -54,7 +54,7 @@ double copy_bandwidth(int threads) {
   return best;
 }
 
-template double multiply_add_peak<float>(int, const std::string&);
-template double multiply_add_peak<double>(int, const std::string&);
+template double multiply_add_peak<float>(int, const std::string&, bool);
+template double multiply_add_peak<double>(int, const std::string&, bool);
 
 }  // namespace kernelgrowth

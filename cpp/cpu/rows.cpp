@@ -18,6 +18,38 @@ constexpr index_t widest_panel = 64;
 // rounding grows with the runs and not with the number of positions.
 constexpr index_t positions_block = 256, positions_run = 64 * positions_block;
 
+// What is packed next. Every call of the register kernel asks for one cache line of every position of it: memory is
+// read while what was packed before is multiplied.
+template <class T>
+class Next {
+ public:
+  void add(const PositionsView<T>& vectors, index_t example, index_t output, index_t begin) {
+    if (vectors.element_stride != 1) return;
+    parts_[parts_used_++] = {vectors.at(example, output) + begin * vectors.position_stride, vectors.position_stride,
+                             ceil_div(vectors.length, line)};
+  }
+  const T* data(const T* otherwise) const {
+    return part_ < parts_used_ ? parts_[part_].data + line_ * line : otherwise;
+  }
+  index_t step() const { return part_ < parts_used_ ? parts_[part_].stride : 0; }
+  void advance() {
+    if (part_ < parts_used_ && ++line_ == parts_[part_].lines) {
+      ++part_;
+      line_ = 0;
+    }
+  }
+
+ private:
+  static constexpr index_t line = 64 / static_cast<index_t>(sizeof(T));
+  struct Part {
+    const T* data;
+    index_t stride, lines;
+  };
+  Part parts_[2] = {};
+  int parts_used_ = 0, part_ = 0;
+  index_t line_ = 0;
+};
+
 // Where the parts of a thread's scratch lie.
 template <class T>
 struct Expansion {
@@ -71,7 +103,8 @@ struct Expansion {
   }
 
   // gradient (rows of row_stride) = or += the sum over `depth` packed positions.
-  void multiply(const T* backprops, const T* activations, index_t depth, bool accumulate, T* gradient) const {
+  void multiply(const T* backprops, const T* activations, index_t depth, bool accumulate, T* gradient,
+                Next<T> next) const {
     const index_t columns = source.columns();
     for (index_t j = 0; j < columns; j += panel) {
       const T* b = activations + j * block;
@@ -79,7 +112,8 @@ struct Expansion {
       for (index_t i = 0; i < source.backprops.length; i += tile_rows) {
         const T* a = backprops + i / panel * panel * block + i % panel;
         inner_products(a, b, static_cast<std::size_t>(depth), gradient + i * row_stride + j,
-                       static_cast<std::size_t>(row_stride), accumulate, b);
+                       static_cast<std::size_t>(row_stride), accumulate, next.data(b), next.step());
+        next.advance();
       }
     }
   }
@@ -94,36 +128,50 @@ void write_out(const KernelTable<T>& kernels, const FactorView<T>& factor, const
   T* activations = backprops + e.backprops_size();
   T* gradients = activations + e.activations_size();
   T* later_run = gradients + e.lanes * e.gradient_stride;
-  const index_t count = layout.rows_of_panel(factor, first_example, p);
+  const index_t count = layout.vectors_of_panel(factor, first_example, p);
   const index_t columns = source.columns(), matrix = source.backprops.length * columns;
+
+  // The positions that step `s` of a group of gradients works on.
+  struct Step {
+    index_t gradient, example, output, begin, depth;
+  };
+  const index_t blocks = ceil_div(source.positions, positions_block);
+  auto step_of = [&](index_t first, index_t fold, index_t s) {
+    const index_t row = p * layout.panel + first + s / blocks, begin = s % blocks * positions_block;
+    return Step{s / blocks, first_example + row / factor.outputs, source.folded > 1 ? fold : row % factor.outputs,
+                begin, std::min(positions_block, source.positions - begin)};
+  };
 
   index_t packed_example = -1;
   for (index_t first = 0; first < layout.panel; first += e.lanes) {
-    const index_t rows = std::clamp<index_t>(count - first, 0, e.lanes);
-    for (index_t c = 0; c < source.folded; ++c) {
-      for (index_t i = 0; i < rows; ++i) {
-        const index_t row = p * layout.panel + first + i, example = first_example + row / factor.outputs;
-        const index_t output = source.folded > 1 ? c : row % factor.outputs;
-        T* gradient = gradients + i * e.gradient_stride;
-        for (index_t t = 0; t < source.positions; t += positions_block) {
-          const index_t depth = std::min(positions_block, source.positions - t);
-          // Outputs share their example's activations.
-          if (example != packed_example || e.block < source.positions) {
-            e.pack_activations(example, t, depth, activations);
-            packed_example = example;
-          }
-          e.pack(source.backprops, source.backprops.at(example, output), t, depth, backprops);
-          const bool later = t >= positions_run, run_begins = t % positions_run == 0;
-          e.multiply(backprops, activations, depth, !run_begins, later ? later_run : gradient);
-          const bool run_ends = t + depth == source.positions || (t + depth) % positions_run == 0;
-          if (later && run_ends) {
-            kernels.add_term(gradient, later_run, static_cast<std::size_t>(e.gradient_stride - e.lanes), 0, 1);
-          }
+    const index_t rows = std::clamp<index_t>(count - first, 0, e.lanes), steps = rows * blocks;
+    for (index_t fold = 0; fold < source.folded; ++fold) {
+      for (index_t s = 0; s < steps; ++s) {
+        const Step step = step_of(first, fold, s);
+        // Outputs share their example's activations.
+        if (step.example != packed_example || blocks > 1) {
+          e.pack_activations(step.example, step.begin, step.depth, activations);
+          packed_example = step.example;
+        }
+        e.pack(source.backprops, source.backprops.at(step.example, step.output), step.begin, step.depth, backprops);
+
+        Next<T> next;
+        if (s + 1 < steps) {
+          const Step then = step_of(first, fold, s + 1);
+          if (then.example != packed_example || blocks > 1) next.add(source.activations, then.example, 0, then.begin);
+          next.add(source.backprops, then.example, then.output, then.begin);
+        }
+        T* gradient = gradients + step.gradient * e.gradient_stride;
+        const bool later = step.begin >= positions_run, continued = step.begin % positions_run != 0;
+        e.multiply(backprops, activations, step.depth, continued, later ? later_run : gradient, next);
+        const index_t end = step.begin + step.depth;
+        if (later && (end == source.positions || end % positions_run == 0)) {
+          kernels.add_term(gradient, later_run, static_cast<std::size_t>(e.gradient_stride - e.lanes), 0, 1);
         }
       }
       for (index_t o = 0; o < source.backprops.length; ++o) {
         kernels.turn(gradients + o * e.row_stride, static_cast<std::size_t>(rows), static_cast<std::size_t>(columns),
-                     e.gradient_stride, target + (c * matrix + o * columns) * layout.panel + first);
+                     e.gradient_stride, target + (fold * matrix + o * columns) * layout.panel + first);
       }
     }
   }
@@ -134,11 +182,11 @@ template <class T>
 void copy_vectors(const KernelTable<T>& kernels, const FactorView<T>& factor, const PackedLayout& layout,
                   index_t first_example, index_t p, T* target) {
   const T* rows[widest_panel];
-  const index_t count = layout.rows_of_panel(factor, first_example, p);
+  const index_t count = layout.vectors_of_panel(factor, first_example, p);
   for (index_t i = 0; i < count; ++i) {
-    const index_t row = p * layout.panel + i;
+    const index_t vector = p * layout.panel + i, row = vector / factor.positions;
     rows[i] = factor.data + (first_example + row / factor.outputs) * factor.example_stride +
-              (row % factor.outputs) * factor.output_stride;
+              (row % factor.outputs) * factor.output_stride + (vector % factor.positions) * factor.position_stride;
   }
   kernels.pack(rows, static_cast<std::size_t>(count), static_cast<std::size_t>(factor.length), factor.element_stride,
                target);

@@ -18,15 +18,21 @@ struct Matrix {
   std::vector<T> storage;
   FactorView<T> view;
 
-  Matrix(Random& random, index_t examples, index_t outputs, index_t length) {
-    const index_t element = random.integer(1, 2), output = length * element + random.integer(0, 3);
+  Matrix(Random& random, index_t examples, index_t outputs, index_t length, index_t positions = 1) {
+    const index_t element = random.integer(1, 2), position = length * element + random.integer(0, 3);
+    const index_t output = positions * position + random.integer(0, 3);
     const index_t example = outputs * output + random.integer(0, 3);
     storage.assign(static_cast<std::size_t>(examples * example), std::numeric_limits<T>::quiet_NaN());
     view = {storage.data(), examples, outputs, length, example, output, element};
+    view.positions = positions;
+    view.position_stride = position;
     for (index_t n = 0; n < examples; ++n) {
       for (index_t c = 0; c < outputs; ++c) {
-        for (index_t k = 0; k < length; ++k) {
-          storage[static_cast<std::size_t>(n * example + c * output + k * element)] = static_cast<T>(random.normal());
+        for (index_t t = 0; t < positions; ++t) {
+          for (index_t k = 0; k < length; ++k) {
+            storage[static_cast<std::size_t>(n * example + c * output + t * position + k * element)] =
+                static_cast<T>(random.normal());
+          }
         }
       }
     }
@@ -34,10 +40,11 @@ struct Matrix {
 };
 
 template <class T>
-double inner(const FactorView<T>& left, index_t i, const FactorView<T>& right, index_t j, index_t outputs) {
+double inner(const FactorView<T>& left, index_t i, index_t t, const FactorView<T>& right, index_t j, index_t u,
+             index_t outputs) {
   const index_t ci = left.outputs == 1 ? 0 : i % outputs, cj = right.outputs == 1 ? 0 : j % outputs;
-  const T* a = left.data + i / outputs * left.example_stride + ci * left.output_stride;
-  const T* b = right.data + j / outputs * right.example_stride + cj * right.output_stride;
+  const T* a = left.data + i / outputs * left.example_stride + ci * left.output_stride + t * left.position_stride;
+  const T* b = right.data + j / outputs * right.example_stride + cj * right.output_stride + u * right.position_stride;
   double total = 0;
   for (index_t k = 0; k < left.length; ++k) {
     total += static_cast<double>(a[k * left.element_stride]) * static_cast<double>(b[k * right.element_stride]);
@@ -53,11 +60,16 @@ std::vector<double> reference(const std::vector<Term<T>>& terms, index_t rows, i
     for (index_t j = 0; j < cols; ++j) {
       double total = 0;
       for (const auto& term : terms) {
-        const double first = inner(term.first.left, i, symmetric ? term.first.left : term.first.right, j, outputs);
-        const double second =
-            term.second ? inner(term.second->left, i, symmetric ? term.second->left : term.second->right, j, outputs)
-                        : 1.0;
-        total += static_cast<double>(term.scale) * (first + static_cast<double>(term.offset)) * second;
+        auto value = [&](const FactorPair<T>& pair, index_t t, index_t u) {
+          return inner(pair.left, i, t, symmetric ? pair.left : pair.right, j, u, outputs);
+        };
+        const auto& [left, right] = term.first;
+        for (index_t t = 0; t < left.positions; ++t) {
+          for (index_t u = 0; u < (symmetric ? left : right).positions; ++u) {
+            const double first = value(term.first, t, u) + static_cast<double>(term.offset);
+            total += static_cast<double>(term.scale) * first * (term.second ? value(*term.second, t, u) : 1.0);
+          }
+        }
       }
       k[static_cast<std::size_t>(i * cols + j)] = total;
     }
@@ -81,9 +93,11 @@ template <class T>
 void random_case(Random& random) {
   // Sizes around the register tile, the strip and the block.
   static const index_t sizes[] = {1, 2, 5, 15, 16, 17, 47, 48, 49, 95, 96, 97, 130, 383, 385, 400};
-  const bool symmetric = random.integer(0, 1) == 1;
+  const bool symmetric = random.integer(0, 1) == 1, pairs = random.integer(0, 2) == 0;
   const index_t outputs = random.integer(1, 4);
-  const index_t largest = outputs > 1 ? 12 : 15;
+  const index_t left_positions = pairs ? random.integer(1, 20) : 1;
+  const index_t right_positions = pairs && !symmetric ? random.integer(1, 20) : left_positions;
+  const index_t largest = pairs ? 5 : outputs > 1 ? 12 : 15;
   const index_t left = sizes[random.integer(0, largest)];
   const index_t right = symmetric ? left : sizes[random.integer(0, largest)];
   const index_t rows = left * outputs, cols = right * outputs;
@@ -93,13 +107,13 @@ void random_case(Random& random) {
   storage.reserve(16);
   auto pair = [&](index_t factor_outputs) {
     const index_t length = random.integer(0, 9) == 0 ? random.integer(250, 600) : random.integer(1, 40);
-    const auto& a = storage.emplace_back(random, left, factor_outputs, length).view;
+    const auto& a = storage.emplace_back(random, left, factor_outputs, length, left_positions).view;
     if (symmetric) return FactorPair<T>{a, {}};
-    return FactorPair<T>{a, storage.emplace_back(random, right, factor_outputs, length).view};
+    return FactorPair<T>{a, storage.emplace_back(random, right, factor_outputs, length, right_positions).view};
   };
   for (index_t b = random.integer(1, 3); b > 0; --b) {
     Term<T> term;
-    if (random.integer(0, 2) == 0) {
+    if (!pairs && random.integer(0, 2) == 0) {
       term.first = pair(outputs);
     } else {
       term.first = pair(1);
@@ -161,6 +175,46 @@ void long_sums() {
   }
 }
 
+// Kernels computed at once have the bits of those computed one by one.
+template <class T>
+void several_kernels(Random& random) {
+  const index_t n = random.integer(1, 110), kernels = random.integer(2, 11), positions = random.integer(1, 3);
+  const bool symmetric = random.integer(0, 1) == 1;
+  const index_t m = symmetric ? n : random.integer(1, 110);
+  std::vector<Matrix<T>> storage;
+  storage.reserve(8);
+  std::vector<Term<T>> terms;
+  for (int b = 0; b < 2; ++b) {
+    const index_t d = random.integer(1, 40);
+    auto pair = [&](index_t outputs) {
+      const auto& left = storage.emplace_back(random, n, outputs, d, positions).view;
+      if (symmetric) return FactorPair<T>{left, {}};
+      return FactorPair<T>{left, storage.emplace_back(random, m, outputs, d, positions).view};
+    };
+    const auto first = pair(1);
+    terms.push_back({first, pair(kernels), 1, T{0.5}});
+  }
+  GramOptions options;
+  options.symmetric = symmetric;
+  options.threads = 2;
+  std::vector<T> all(static_cast<std::size_t>(kernels * n * m));
+  options.kernels = kernels;
+  options.kernel_stride = n * m;
+  gram<T>(terms, {all.data(), n, m, m}, options);
+  options.kernels = 1;
+  for (index_t c = 0; c < kernels; ++c) {
+    std::vector<Term<T>> own = terms;
+    for (auto& term : own) {
+      for (auto* view : {&term.second->left, &term.second->right}) {
+        view->outputs = 1;
+        view->data += c * view->output_stride;
+      }
+    }
+    const auto one = run(own, n, m, options);
+    CHECK(std::memcmp(one.data(), all.data() + c * n * m, one.size() * sizeof(T)) == 0);
+  }
+}
+
 // More threads than there is work for, and perhaps than the system grants.
 void too_many_threads() {
   Random random(3);
@@ -202,6 +256,10 @@ int main() {
   for (int i = 0; i < 40; ++i) {
     random_case<float>(random);
     random_case<double>(random);
+  }
+  for (int i = 0; i < 20; ++i) {
+    several_kernels<float>(random);
+    several_kernels<double>(random);
   }
   long_sums();
   too_many_threads();

@@ -19,7 +19,9 @@ struct FactorPair {
 
 // One term of the kernel,  scale * (<first> + offset) o <second>,  o the entrywise product;
 // without a second factor  scale * (<first> + offset).
-// A factor with one output is shared by all output pairs of an example pair.
+// A factor with one output is shared by all output pairs of an example pair. Factors with positions are summed over all
+// pairs of them, sum_tu (<first_t, first_u> + offset) <second_t, second_u>: such terms have two factors, and all terms
+// of a call the same positions.
 template <class T>
 struct Term {
   FactorPair<T> first;
@@ -29,7 +31,11 @@ struct Term {
 };
 
 struct GramOptions {
-  bool symmetric = true;      // left is right: compute the upper triangle, mirror it exactly
+  bool symmetric = true;  // left is right: compute the upper triangle, mirror it exactly
+  // Several kernels at once, one for each output, `kernel_stride` elements apart from `out` on: kernel c takes output c
+  // of the factors that have outputs, and all share the products of those that have one.
+  index_t kernels = 1;
+  index_t kernel_stride = 0;
   bool accumulate = false;    // add to `out` instead of overwriting it
   std::size_t workspace = 0;  // bytes for packed factors and scratch; 0: as many as help
   int threads = 0;            // 0: default_threads()

@@ -47,7 +47,7 @@ struct OuterProductView {
   index_t length() const { return folded * backprops.length * columns(); }
 };
 
-// Vectors of one factor of the kernel, one per (example, output), of any strides (counted in elements).
+// Vectors of one factor of the kernel, one per (example, output) and position, of any strides (counted in elements).
 // Row r of the factor is example r / outputs, output r % outputs: the library's example-major row order.
 template <class T>
 struct FactorView {
@@ -60,6 +60,8 @@ struct FactorView {
   index_t element_stride = 1;
   std::optional<OuterProductView<T>> outer_product{};  // in place of data
   const T* weights = nullptr;                          // if given, `length` numbers that multiply every vector
+  index_t positions = 1;
+  index_t position_stride = 0;
 
   index_t rows() const { return examples * outputs; }
 };

@@ -25,12 +25,16 @@ __all__ = [
     "Factor",
     "FactorSide",
     "GramTerm",
+    "GramWorkspace",
     "KernelStatistics",
     "OuterProductRows",
     "WeightedRows",
+    "active_isa",
+    "col2im",
     "copy_bandwidth",
     "gram",
     "gram_workspace",
+    "im2col",
     "info",
     "kernel_statistics",
     "multiply_add_peak",
@@ -90,7 +94,11 @@ FactorSide = FloatArray | WeightedRows | OuterProductRows
 
 
 class Factor(NamedTuple):
-    """Vectors of one factor, shape (examples, outputs, length) on each side; `right` is None in a symmetric Gram."""
+    """Vectors of one factor, shape (examples, outputs, length) on each side; `right` is None in a symmetric Gram.
+
+    Arrays (examples, outputs, positions, length) are summed over all pairs of positions: such terms have two factors,
+    and all terms of a call the same positions.
+    """
 
     left: FactorSide
     right: FactorSide | None = None
@@ -110,6 +118,11 @@ def num_threads(requested: int | None = None) -> int:
     if requested is None:
         return _core.default_threads()
     return check_integer("num_threads", requested, minimum=1, maximum=4096)
+
+
+def active_isa() -> str:
+    """Return the instruction set in use: KERNELGROWTH_ISA, else the fastest that this machine runs."""
+    return _core.active_isa()
 
 
 def _lower(terms: Sequence[GramTerm]) -> list[Any]:
@@ -132,8 +145,9 @@ def gram(
     ----------
     terms : sequence of GramTerm
         At least one; all of one dtype. A factor with one output is shared by all output pairs.
-    out : ndarray, shape (rows, columns)
-        float32 or float64 with contiguous rows.
+    out : ndarray, shape (rows, columns) or (C, rows, columns)
+        float32 or float64 with contiguous rows. In three dimensions, C kernels of one row an example: the c-th takes
+        output c of the factors that have C outputs, and all share the products of those that have one.
     symmetric : bool
         Read the left sides only, compute the upper triangle and mirror it exactly.
     accumulate : bool
@@ -156,16 +170,111 @@ def gram(
     )
 
 
+class GramWorkspace(NamedTuple):
+    """Bytes of workspace below which `gram` refuses, above which more is not used, and the most a term alone needs."""
+
+    minimum: int
+    full: int
+    one_term: int
+
+
 def gram_workspace(
-    terms: Sequence[GramTerm], shape: tuple[int, int], *, symmetric: bool, threads: int | None = None
-) -> tuple[int, int]:
-    """Return the bytes of workspace below which `gram` refuses, and above which more is not used."""
-    return _core.gram_workspace(_lower(terms), *shape, symmetric=symmetric, threads=num_threads(threads))
+    terms: Sequence[GramTerm], shape: tuple[int, ...], *, symmetric: bool, threads: int | None = None
+) -> GramWorkspace:
+    """Return what `gram` would take for an `out` of this shape."""
+    *kernels, rows, columns = shape
+    count = kernels[0] if kernels else 1
+    need = _core.gram_workspace(
+        _lower(terms), rows, columns, kernels=count, symmetric=symmetric, threads=num_threads(threads)
+    )
+    return GramWorkspace(*need)
 
 
 def squared_norms(side: FactorSide, *, threads: int | None = None) -> npt.NDArray[np.float64]:
     """Return the squared norms of a factor's vectors by row, summed in float64; rows written out are never stored."""
     return _core.squared_norms(side, threads=num_threads(threads))
+
+
+def im2col(
+    images: FloatArray,
+    columns: FloatArray,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    threads: int | None = None,
+) -> None:
+    """Write what a convolution's window shows of each image, place by place, to `columns`.
+
+    Parameters
+    ----------
+    images : ndarray, shape (N, H, W, C)
+        Channels-last, contiguous, float32 or float64. Values are not checked.
+    columns : ndarray, shape (N, T, kh·kw·C)
+        Overwritten; contiguous, of the images' dtype. T = ⌊(H + 2 ph − kh) / sh + 1⌋ · ⌊(W + 2 pw − kw) / sw + 1⌋
+        places in row order; a place's entries are in the order (row of the window, column of the window, channel).
+    kernel, stride : (int, int)
+        Height and width, (kh, kw) and (sh, sw), at least 1; the kernel fits into the padded image.
+    padding : (int, int)
+        Zeros added above and below, and left and right: (ph, pw), at least 0.
+    threads : int, optional
+        The bits of the result do not depend on it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array or a number is not as described.
+    """
+    arrays = _check_windows(images, columns, kernel, stride, padding)
+    _core.im2col(*arrays, kernel=kernel, stride=stride, padding=padding, threads=num_threads(threads))
+
+
+def col2im(
+    columns: FloatArray,
+    images: FloatArray,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    threads: int | None = None,
+) -> None:
+    """Overwrite `images` with the sums of the columns that show a pixel: the transpose of `im2col`, same arguments."""
+    images, columns = _check_windows(images, columns, kernel, stride, padding)
+    _core.col2im(columns, images, kernel=kernel, stride=stride, padding=padding, threads=num_threads(threads))
+
+
+def _check_windows(
+    images: Any, columns: Any, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[FloatArray, FloatArray]:
+    images = as_array("images", images, ndim=4, finite=False)
+    columns = as_array("columns", columns, ndim=3, dtype=images.dtype, finite=False)
+    wanted = (len(images), *_columns_shape(images.shape[1:], kernel, stride, padding))
+    if columns.shape != wanted:
+        raise ValueError(f"columns must have shape {wanted}, got {columns.shape}")
+    for name, array in (("images", images), ("columns", columns)):
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{name} must be contiguous, got strides {array.strides} for shape {array.shape}")
+    return images, columns
+
+
+def _columns_shape(
+    image: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, int]:
+    for name, pair, minimum in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"{name} must be (height, width), got {pair!r}")
+        for value in pair:
+            check_integer(name, value, minimum=minimum)
+    height, width, channels = image
+    if 0 in image:
+        raise ValueError(f"images must have at least one pixel and channel, got {height} x {width} x {channels}")
+    rows, columns = (
+        (size + 2 * pad - window) // step + 1
+        for size, pad, window, step in zip((height, width), padding, kernel, stride, strict=True)
+    )
+    if min(rows, columns) < 1:
+        raise ValueError(f"kernel must fit into {height} x {width} pixels with padding {padding}, got {kernel}")
+    return rows * columns, kernel[0] * kernel[1] * channels
 
 
 @dataclass(frozen=True)
@@ -249,10 +358,14 @@ def _rows_contiguous(matrix: FloatArray) -> FloatArray:
     return matrix if usable else np.ascontiguousarray(matrix)
 
 
-def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: str = "") -> float:
-    """Measure the machine's ceiling: multiply-adds in registers, in operations a second (about half a second)."""
+def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: str = "", quick: bool = False) -> float:
+    """Measure the machine's ceiling: multiply-adds in registers, in operations a second.
+
+    It takes about half a second, a `quick` measurement a tenth of that; the longer one is more sure to find a moment
+    without interruption.
+    """
     return _core.multiply_add_peak(
-        double_precision=np.dtype(dtype) == np.float64, threads=num_threads(threads), isa=isa
+        double_precision=np.dtype(dtype) == np.float64, threads=num_threads(threads), isa=isa, quick=quick
     )
 
 

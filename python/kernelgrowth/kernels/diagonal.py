@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend import native
-from kernelgrowth.kernels.lowering import LoweredBlock
+from kernelgrowth.kernels.blocks import LoweredBlock
 
 __all__ = ["block_diagonal"]
 

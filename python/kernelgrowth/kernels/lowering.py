@@ -1,4 +1,4 @@
-"""From gradient blocks to what the Gram kernel takes: factor pairs where structure allows it, else expanded rows."""
+"""From gradient features and an outputs mode to the matrices to be computed, each a sum of lowered blocks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth._backend.native import Factor, FactorSide, GramTerm, OuterProductRows, WeightedRows
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard
 
 __all__ = [
     "OUTPUTS",
-    "LoweredBlock",
     "Problem",
     "check_pair",
     "check_preconditioner",
@@ -26,38 +25,6 @@ __all__ = [
 OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 
 Preconditioner = Mapping[str, tuple[FloatArray, ...]]
-
-
-# Gradients are written out in pieces of about so many entries, each a term of its own. Where the pieces end depends on
-# the block's shape alone, so an entry of the kernel is the same sum however many of them fit the memory. Calibrated on
-# Zen 4, where as many of them as a vector has lanes share the second-level cache.
-PIECE = 6144
-# A piece's columns: whole panels of every instruction set, and few enough that its rows are many too, because a piece
-# reads (rows + columns) numbers a position to multiply rows * columns of them.
-COLUMNS = 96
-# Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
-LONGEST_ROWS = 2**15
-
-
-@dataclass(frozen=True)
-class LoweredBlock:
-    """A block as terms of the Gram, always added in their order.
-
-    Attributes
-    ----------
-    name : str
-    strategy : str
-        "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)`; "rows" for one-factor terms, the pieces of long rows; "expand" for
-        gradients that are written out while they are packed, in pieces.
-    terms : tuple of GramTerm
-    nbytes : int
-        Bytes of the features read.
-    """
-
-    name: str
-    strategy: str
-    terms: tuple[GramTerm, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -71,15 +38,12 @@ class Problem:
     copied_bytes: int
 
 
-def _slices(length: int, step: int) -> list[slice]:
-    """Cut into parts of `step`, of which the last may be up to half as long again."""
-    count = max(1, (length + step // 2) // step)
-    return [slice(i * step, length if i == count - 1 else (i + 1) * step) for i in range(count)]
-
-
-def _fold(rows: FloatArray) -> FloatArray:
-    """Concatenate the outputs' vectors: Σ_c <g_nc, g_mc> is one inner product of that longer vector."""
-    return rows.reshape(rows.shape[0], 1, -1)
+def _sum_over_outputs(array: FloatArray) -> FloatArray:
+    # One after another: the order in which NumPy's sum adds depends on the number of examples and on the layout.
+    result = array[:, :1].copy()
+    for c in range(1, array.shape[1]):
+        result += array[:, c : c + 1]
+    return result
 
 
 def check_pair(feats: Any, feats2: Any) -> None:
@@ -205,7 +169,7 @@ def _problem(
     def outputs_of(array: FloatArray) -> FloatArray:
         if select is not None:
             return array[:, select]
-        return array.sum(axis=1, keepdims=True) if total else array
+        return _sum_over_outputs(array) if total else array
 
     both = (feats,) if feats2 is None else (feats, feats2)
     blocks: list[LoweredBlock] = []
@@ -216,64 +180,15 @@ def _problem(
         block_scale = first.scale * scale
         if not isinstance(first, OuterProduct):
             rows = tuple(outputs_of(side.rows) for side in sides if not isinstance(side, OuterProduct))
-            blocks.append(_rows(name, rows, weights, block_scale, fold))
+            blocks.append(explicit_rows(name, rows, weights, block_scale, fold))
             continue
         pairs = tuple((s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct))
         if weights or any(a.shape[1] > 1 for a, _ in pairs):
-            blocks.append(_expanded(name, pairs, weights, block_scale, fold, first.bias))
+            blocks.append(expanded(name, pairs, weights, block_scale, fold, first.bias))
         else:
-            blocks.append(_hadamard(name, pairs, block_scale, fold, first.bias))
+            blocks.append(hadamard(name, pairs, block_scale, fold, first.bias))
 
     kept = 1 if fold or total or select is not None else feats.num_outputs
     columns = (feats if feats2 is None else feats2).num_examples
     shape = (feats.num_examples * kept, columns * kept)
     return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)
-
-
-Pair = tuple[FloatArray, FloatArray]
-
-
-def _hadamard(name: str, pairs: tuple[Pair, ...], scale: float, fold: bool, bias: bool) -> LoweredBlock:
-    activations = Factor(*(a[:, :1] for a, _ in pairs))
-    backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
-    term = GramTerm(activations, backprops, offset=float(bias), scale=scale)
-    return LoweredBlock(name, "hadamard", (term,), sum(a.nbytes + d.nbytes for a, d in pairs))
-
-
-def _rows(
-    name: str, rows: tuple[FloatArray, ...], weights: tuple[FloatArray, ...], scale: float, fold: bool
-) -> LoweredBlock:
-    folded = [_fold(g) if fold else g for g in rows]
-    roots = np.tile(weights[0], rows[0].shape[1] if fold else 1) if weights else None
-
-    def side(g: FloatArray, part: slice) -> FactorSide:
-        return g[..., part] if roots is None else WeightedRows(g[..., part], roots[part])
-
-    parts = _slices(folded[0].shape[2], LONGEST_ROWS)
-    terms = tuple(GramTerm(Factor(*(side(g, part) for g in folded)), scale=scale) for part in parts)
-    return LoweredBlock(name, "rows", terms, sum(g.nbytes for g in rows))
-
-
-def _expanded(
-    name: str, pairs: tuple[Pair, ...], weights: tuple[FloatArray, ...], scale: float, fold: bool, bias: bool
-) -> LoweredBlock:
-    """Cut a weight's gradients into pieces of some rows and columns; the last columns hold the bias."""
-    outputs, d_in, d_out = pairs[0][1].shape[1], pairs[0][0].shape[2], pairs[0][1].shape[3]
-    width = max(COLUMNS, PIECE // d_out // COLUMNS * COLUMNS)
-    terms = []
-    for columns in _slices(d_in, width):
-        with_bias = bias and columns.stop == d_in
-        for rows in _slices(d_out, max(1, PIECE // min(width, d_in))):
-            entries = (rows.stop - rows.start) * (columns.stop - columns.start + int(with_bias))
-            for part in _slices(outputs, max(1, PIECE // entries)) if fold else [slice(None)]:
-                roots = None
-                if weights:
-                    root = weights[0][rows, columns]
-                    if with_bias:
-                        root = np.concatenate([root, weights[1][rows, None]], axis=1)
-                    roots = np.tile(root.ravel(), part.stop - part.start if fold else 1)
-                sides = (
-                    OuterProductRows(a[..., columns], d[:, part, :, rows], with_bias, fold, roots) for a, d in pairs
-                )
-                terms.append(GramTerm(Factor(*sides), scale=scale))
-    return LoweredBlock(name, "expand", tuple(terms), sum(a.nbytes + d.nbytes for a, d in pairs))

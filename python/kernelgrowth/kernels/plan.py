@@ -1,16 +1,21 @@
-"""What a kernel will cost, decided before any work: per block the strategy, flops and bytes; what the memory allows."""
+"""What a kernel will cost, decided before any work: per block the strategy, flops, bytes and time; what fits memory."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from kernelgrowth._backend import native
+from kernelgrowth._backend.calibration import calibration
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth._backend.native import GramTerm, OuterProductRows
-from kernelgrowth.kernels.lowering import LoweredBlock, Problem
+from kernelgrowth.kernels.cost import Cost, count_cost, pass_seconds
+from kernelgrowth.kernels.lowering import Problem
 
 __all__ = ["BlockPlan", "Plan", "make_plan"]
 
@@ -30,19 +35,26 @@ class BlockPlan:
     strategy : str
         "hadamard": the entrywise product of two Grams; "rows": one Gram of explicit rows; "expand": gradients written
         out in pieces while they are packed, and Grams of those.
-    flops : int
-        Floating-point operations needed (a symmetric Gram counts its upper triangle).
-    bytes : int
-        Bytes of features read.
     terms : int
         Parts in which it is added to the kernel.
+    cost : Cost
+        What is counted, from which `seconds` is predicted.
     """
 
     name: str
     strategy: str
-    flops: int
-    bytes: int
     terms: int
+    cost: Cost
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations needed (a symmetric Gram counts its upper triangle)."""
+        return self.cost.flops
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of features read."""
+        return self.cost.feature_bytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Plan:
     blocks : tuple of BlockPlan
     shape : tuple of int
         Of the matrix computed.
+    dtype : numpy.dtype
     output_bytes, workspace_bytes : int
         The matrix itself (0 if the caller gave it), and everything else at its peak.
     passes : tuple of int
@@ -65,6 +78,7 @@ class Plan:
 
     blocks: tuple[BlockPlan, ...]
     shape: tuple[int, int]
+    dtype: np.dtype[Any]
     output_bytes: int
     workspace_bytes: int
     passes: tuple[int, ...]
@@ -76,15 +90,32 @@ class Plan:
         """Floating-point operations of all blocks."""
         return sum(block.flops for block in self.blocks)
 
+    @property
+    def seconds(self) -> float:
+        """Predicted time of computing the matrix.
+
+        The first prediction of a machine measures its rates for about half a second and remembers them in the
+        user's cache folder.
+        """
+        rates = calibration(self.dtype.name, self.threads)
+        return sum(self.block_seconds) + pass_seconds(self.shape, self.dtype.itemsize, len(self.passes), rates)
+
+    @property
+    def block_seconds(self) -> tuple[float, ...]:
+        """Predicted time of each block; what is left of `seconds` goes into the output and the calls."""
+        rates = calibration(self.dtype.name, self.threads)
+        return tuple(block.cost.seconds(rates) for block in self.blocks)
+
     def __str__(self) -> str:
         width = max(len("block"), *(len(block.name) for block in self.blocks))
-        lines = [f"{'block':<{width}}  {'strategy':<9} {'Gflop':>10} {'features':>10} {'terms':>6}"]
+        lines = [f"{'block':<{width}}  {'strategy':<9} {'Gflop':>10} {'features':>10} {'terms':>6} {'ms':>10}"]
         lines += [
-            f"{b.name:<{width}}  {b.strategy:<9} {b.flops / 1e9:>10.3f} {format_bytes(b.bytes):>10} {b.terms:>6}"
-            for b in self.blocks
+            f"{b.name:<{width}}  {b.strategy:<9} {b.flops / 1e9:>10.3f} {format_bytes(b.bytes):>10} {b.terms:>6} "
+            f"{seconds * 1e3:>10.3f}"
+            for b, seconds in zip(self.blocks, self.block_seconds, strict=True)
         ]
         rows, columns = self.shape
-        lines.append(f"{'total':<{width}}  {'':<9} {self.flops / 1e9:>10.3f}")
+        lines.append(f"{'total':<{width}}  {'':<9} {self.flops / 1e9:>10.3f} {'':>17} {self.seconds * 1e3:>10.3f}")
         lines.append(
             f"kernel {rows} x {columns}: {format_bytes(self.output_bytes)} output in {len(self.passes)} pass(es), "
             f"{format_bytes(self.workspace_bytes)} workspace of {format_bytes(self.memory_limit)} allowed, "
@@ -103,7 +134,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     """
     fixed = output_bytes + problem.copied_bytes
     terms = [term for block in problem.blocks for term in block.terms]
-    minimum = max(_workspace(problem, [term], threads)[0] for term in terms)
+    minimum = _workspace(problem, terms, threads).one_term
     if fixed + minimum > memory_limit:
         needed = fixed + minimum
         raise MemoryLimitError(
@@ -117,10 +148,14 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     passes = _passes(problem, terms, allowed, threads)
     workspace = 0
     for count, end in zip(passes, itertools.accumulate(passes), strict=True):
-        workspace = max(workspace, min(allowed, _workspace(problem, terms[end - count : end], threads)[1]))
+        workspace = max(workspace, min(allowed, _workspace(problem, terms[end - count : end], threads).full))
     return Plan(
-        tuple(_block_plan(problem, block) for block in problem.blocks),
+        tuple(
+            BlockPlan(block.name, block.strategy, len(block.terms), count_cost(block, symmetric=problem.symmetric))
+            for block in problem.blocks
+        ),
         problem.shape,
+        problem.dtype,
         output_bytes,
         workspace + problem.copied_bytes,
         tuple(passes),
@@ -129,7 +164,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     )
 
 
-def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> tuple[int, int]:
+def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> native.GramWorkspace:
     return native.gram_workspace(terms, problem.shape, symmetric=problem.symmetric, threads=threads)
 
 
@@ -141,7 +176,7 @@ def _passes(problem: Problem, terms: Sequence[GramTerm], allowed: int, threads: 
     """Return how many terms go into each pass, in their order: as many as fit, expanded ones apart from others."""
 
     def fits(part: Sequence[GramTerm]) -> bool:
-        minimum, full = _workspace(problem, part, threads)
+        minimum, full, _ = _workspace(problem, part, threads)
         # With less than all the workspace that helps, vectors would be written out several times.
         return full <= min(allowed, EXPANDED_BYTES) if _written_out(part[0]) else minimum <= allowed
 
@@ -156,18 +191,3 @@ def _passes(problem: Problem, terms: Sequence[GramTerm], allowed: int, threads: 
         counts.append(end - begin)
         begin = end
     return counts
-
-
-def _block_plan(problem: Problem, block: LoweredBlock) -> BlockPlan:
-    def pairs(rows: int, columns: int) -> int:
-        return rows * (rows + 1) // 2 if problem.symmetric else rows * columns
-
-    flops = 0
-    for factor in (factor for term in block.terms for factor in term[:2]):
-        if factor is None:
-            continue
-        left = factor.left
-        right = left if factor.right is None else factor.right
-        flops += 2 * pairs(left.shape[0] * left.shape[1], right.shape[0] * right.shape[1]) * left.shape[2]
-        flops += sum(side.flops for side in factor if isinstance(side, OuterProductRows))
-    return BlockPlan(block.name, block.strategy, flops, block.nbytes, len(block.terms))

@@ -1,9 +1,26 @@
 """Networks: forward, backward, initialisation and parameterisation, on NumPy or CuPy arrays."""
 
 from kernelgrowth.nets.activations import ACTIVATIONS
-from kernelgrowth.nets.factors import DenseFactors, GradientFactors
-from kernelgrowth.nets.mlp import MLP, from_config
+from kernelgrowth.nets.cnn import CNN
+from kernelgrowth.nets.config import from_config
+from kernelgrowth.nets.factors import GradientFactors, LayerFactors
+from kernelgrowth.nets.layers import AveragePool, Conv, Dense, Flatten, GlobalAveragePool
+from kernelgrowth.nets.mlp import MLP
 from kernelgrowth.nets.network import Network
 from kernelgrowth.nets.parameterizations import PARAMETERIZATIONS
 
-__all__ = ["ACTIVATIONS", "MLP", "PARAMETERIZATIONS", "DenseFactors", "GradientFactors", "Network", "from_config"]
+__all__ = [
+    "ACTIVATIONS",
+    "CNN",
+    "MLP",
+    "PARAMETERIZATIONS",
+    "AveragePool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAveragePool",
+    "GradientFactors",
+    "LayerFactors",
+    "Network",
+    "from_config",
+]

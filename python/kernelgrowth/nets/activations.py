@@ -22,7 +22,8 @@ class Activation:
     value : callable
         z -> φ(z), same shape and dtype.
     derivative : callable or None
-        (z, φ(z)) -> φ'(z), same shape and dtype; None where φ' = 1 everywhere.
+        (z, φ(z)) -> φ'(z), same shape, to be multiplied with: boolean where φ' is 0 or 1 only; None where φ' = 1
+        everywhere.
     positively_homogeneous : bool
         Whether φ(c z) = c φ(z) for every c > 0.
     """
@@ -38,11 +39,13 @@ def _identity(z: Any) -> Any:
 
 
 def _relu(z: Any) -> Any:
-    return array_namespace(z).maximum(z, 0)
+    # A row of zeros, because NumPy does not vectorise the maximum of an array and a number.
+    xp = array_namespace(z)
+    return xp.maximum(z, xp.zeros(z.shape[-1:], dtype=z.dtype))
 
 
 def _relu_derivative(z: Any, h: Any) -> Any:
-    return (z > 0).astype(z.dtype)
+    return z > 0
 
 
 def _tanh(z: Any) -> Any:

@@ -1,25 +1,25 @@
-"""Per-example gradients of a dense network, kept as outer products and never expanded."""
+"""Per-example gradients of a network's layers, kept as outer products and never expanded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DenseFactors", "GradientFactors"]
+__all__ = ["GradientFactors", "LayerFactors"]
 
 
 @dataclass(frozen=True)
-class DenseFactors:
-    """Gradients of one dense layer for N examples and C outputs.
+class LayerFactors:
+    """Gradients of one layer's weight, as a matrix (d_out, d_in), for N examples and C outputs.
 
-    ``∂f_c(x_n)/∂W = √scale · backprops[n, c] activations[n]ᵀ`` and, with a bias,
-    ``∂f_c(x_n)/∂b = √scale · backprops[n, c]``.
+    ``∂f_c(x_n)/∂W = √scale · Σ_t backprops[n, c, t] activations[n, t]ᵀ`` and, with a bias,
+    ``∂f_c(x_n)/∂b = √scale · Σ_t backprops[n, c, t]``, t running over the positions at which the layer is applied.
 
     Attributes
     ----------
-    activations : array (N, d_in)
+    activations : array (N, d_in) of a dense layer, or (N, T, d_in) of a convolution
         The layer's input, times (weight multiplier / bias multiplier) where there is a bias and these differ.
-    backprops : array (N, C, d_out)
+    backprops : array (N, C, d_out) or (N, C, T, d_out)
         ∂f_c(x_n)/∂z of the layer's pre-activation z.
     bias : bool
         Whether the layer has a trained bias.
@@ -41,9 +41,9 @@ class GradientFactors:
     ----------
     predictions : array (N, C)
         The outputs f(x).
-    blocks : dict of str to DenseFactors
+    blocks : dict of str to LayerFactors
         Layer name -> factors, in the order of the forward pass.
     """
 
     predictions: Any
-    blocks: dict[str, DenseFactors]
+    blocks: dict[str, LayerFactors]

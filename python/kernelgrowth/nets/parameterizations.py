@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["PARAMETERIZATIONS", "LayerScales"]
@@ -11,7 +11,7 @@ __all__ = ["PARAMETERIZATIONS", "LayerScales"]
 
 @dataclass(frozen=True)
 class LayerScales:
-    """Scales of one dense layer z = m W h + m_b b.
+    """Scales of one layer z = m W h + m_b b.
 
     Attributes
     ----------
@@ -28,19 +28,17 @@ class LayerScales:
     std: float
 
 
-def _standard(widths: Sequence[int], layer: int) -> LayerScales:
-    return LayerScales(weight=1.0, bias=1.0, std=1 / math.sqrt(widths[layer]))
+def _standard(fan_in: int, fan_out: int, first: bool, last: bool) -> LayerScales:
+    return LayerScales(weight=1.0, bias=1.0, std=1 / math.sqrt(fan_in))
 
 
-def _ntk(widths: Sequence[int], layer: int) -> LayerScales:
-    return LayerScales(weight=1 / math.sqrt(widths[layer]), bias=1.0, std=1.0)
+def _ntk(fan_in: int, fan_out: int, first: bool, last: bool) -> LayerScales:
+    return LayerScales(weight=1 / math.sqrt(fan_in), bias=1.0, std=1.0)
 
 
-def _mup(widths: Sequence[int], layer: int) -> LayerScales:
-    fan_in, fan_out = widths[layer], widths[layer + 1]
-    first, last = layer == 0, layer == len(widths) - 2
+def _mup(fan_in: int, fan_out: int, first: bool, last: bool) -> LayerScales:
     if first and last:
-        return _standard(widths, layer)
+        return _standard(fan_in, fan_out, first, last)
     if first:
         return LayerScales(weight=math.sqrt(fan_out), bias=math.sqrt(fan_out), std=1 / math.sqrt(fan_in * fan_out))
     if last:
@@ -48,12 +46,14 @@ def _mup(widths: Sequence[int], layer: int) -> LayerScales:
     return LayerScales(weight=1.0, bias=math.sqrt(fan_out), std=1 / math.sqrt(fan_in))
 
 
-PARAMETERIZATIONS: dict[str, Callable[[Sequence[int], int], LayerScales]] = {
+PARAMETERIZATIONS: dict[str, Callable[[int, int, bool, bool], LayerScales]] = {
     "standard": _standard,
     "ntk": _ntk,
     "mup": _mup,
 }
-"""Name -> function of (widths, index of the layer from 0) that returns the layer's scales.
+"""Name -> function of (fan_in, fan_out, whether first, whether last) that returns a layer's scales.
+
+A convolution's fan_in is C_in·kh·kw and its fan_out the number of its channels.
 
 ``"standard"``
     m = 1, W ~ N(0, σ²/fan_in).

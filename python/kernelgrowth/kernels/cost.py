@@ -1,0 +1,76 @@
+"""What a block of the kernel costs: counted operations and bytes, and the time they take on a calibrated machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernelgrowth._backend.calibration import Calibration, gram_operations
+from kernelgrowth._backend.native import OuterProductRows
+from kernelgrowth.kernels.blocks import LoweredBlock
+
+__all__ = ["Cost", "count_cost", "pass_seconds"]
+
+# Seconds for the checks of a call and its plan.
+PREPARATION = 1e-4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of a block.
+
+    Attributes
+    ----------
+    flops : int
+        Floating-point operations needed; a symmetric Gram counts its upper triangle.
+    feature_bytes : int
+        Bytes of the features.
+    gram_operations : float
+        Operations of the Gram as it is carried out.
+    expansion_operations : float
+        Operations of writing gradients out.
+    moved_bytes : int
+        Bytes read, some of them several times, and written to pack the factors.
+    """
+
+    flops: int
+    feature_bytes: int
+    gram_operations: float
+    expansion_operations: float
+    moved_bytes: int
+
+    def seconds(self, rates: Calibration) -> float:
+        """Return the predicted time."""
+        return (
+            self.gram_operations / (rates.gram_efficiency * rates.multiply_add_peak)
+            + self.expansion_operations / (rates.expansion_efficiency * rates.multiply_add_peak)
+            + self.moved_bytes / rates.copy_bandwidth
+        )
+
+
+def count_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
+    """Count what a block needs."""
+    flops = moved = 0
+    operations = expansion = 0.0
+    for factor in (factor for term in block.terms for factor in term[:2] if factor is not None):
+        sides = [side for side in factor if side is not None]
+        left, right = sides[0].shape, sides[-1].shape
+        rows, columns, length = left[0] * left[1], right[0] * right[1], left[2]
+        pairs = rows * (rows + 1) // 2 if symmetric else rows * columns
+        flops += 2 * pairs * length
+        operations += gram_operations(rows, columns, length, symmetric=symmetric)
+        for side in sides:
+            packed = side.shape[0] * side.shape[1] * length * block.itemsize
+            if isinstance(side, OuterProductRows):
+                flops += side.flops
+                expansion += side.flops
+                moved += side.activations.nbytes + side.backprops.nbytes + packed
+            else:
+                moved += 2 * packed
+    return Cost(flops, block.nbytes, operations, expansion, moved)
+
+
+def pass_seconds(shape: tuple[int, int], itemsize: int, passes: int, rates: Calibration) -> float:
+    """Return the predicted time of the passes over the output: written by the first, read and written by the others."""
+    size = shape[0] * shape[1] * itemsize
+    again = 2 * size / rates.copy_bandwidth + rates.call_seconds
+    return PREPARATION + size / rates.output_bandwidth + (passes - 1) * again
