@@ -11,7 +11,8 @@ __all__ = ["as_text"]
 def as_text(result: Result) -> str:
     """Return a result as a few lines: what the work needs, the roofs, and a line for each contender.
 
-    "of roof" is the speed relative to what the multiply-add ceiling and the copy bandwidth allow.
+    "of roof" is the speed relative to what the multiply-add ceiling and the copy bandwidth allow; work that only reads
+    may exceed the latter.
     """
     bound = "ceiling" if result.roof == result.ceiling else "bandwidth"
     needed = f"{result.flops / 1e9:.3g} GFLOP and {result.bytes / 1e6:.3g} MB needed"
