@@ -128,7 +128,7 @@ def check_finite(name: str, array: Any) -> None:
     xp = array_namespace(array)
     # One pass that allocates nothing in the good case: a sum is finite only if every entry is (or it overflows).
     with np.errstate(over="ignore", invalid="ignore"):
-        if bool(xp.isfinite(array.sum(dtype=np.float64))):
+        if bool(xp.isfinite(array.sum())):
             return
     # A part at a time, for the array may be larger than memory.
     step = max(1, _LOOKED_AT * len(array) // array.size) if array.ndim else 1
