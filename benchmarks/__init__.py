@@ -1,1 +1,1 @@
-"""Speed as ratios inside one run: to the machine's measured ceiling, and to what a user would write otherwise."""
+"""Speed as ratios inside one run: to the machine's measured roofs, and to what a user would write otherwise."""

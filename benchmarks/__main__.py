@@ -1,92 +1,64 @@
-"""`python -m benchmarks`: print the table, write it as JSON with the machine, the versions and the commit."""
+"""Print how fast kernelgrowth is on this machine: against its roofs, and against what a user would write otherwise.
+
+KERNELGROWTH_ISA=avx2 (or another of `kernelgrowth info`) holds kernelgrowth to that instruction set, and measures the
+ceiling with it. All contenders use the processors that this process may run on: `taskset -c 0` leaves one.
+"""
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-# A BLAS held to another processor's kernels would be a crippled peer; it reads these when NumPy is first imported.
-if any(name.startswith("OPENBLAS_") for name in os.environ):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+# A BLAS held to another processor's kernels, or to fewer threads than the others, would be a crippled peer; such
+# variables are read when a library is first imported.
+if holding := [n for n in os.environ if n.startswith(("OPENBLAS_", "OMP_", "MKL_", "KERNELGROWTH_NUM_THREADS"))]:
+    clean = {name: value for name, value in os.environ.items() if name not in holding}
     os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], clean)
 
-import numpy as np
-import scipy
+from benchmarks.case import OURS
+from benchmarks.machine import machine
+from benchmarks.measure import measure
+from benchmarks.suite import CASES
+from benchmarks.table import as_text
 
-import kernelgrowth as kg
-from benchmarks import gram
-from kernelgrowth._backend import native
-
-
-def machine() -> dict[str, Any]:
-    cpu = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "cpu": cpu,
-        "threads": native.num_threads(),
-        "isa": native.info()["isa"],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "kernelgrowth": kg.__version__,
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+_QUICK = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument("--quick", action="store_true", help=f"at most {_QUICK} repeats a contender")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--roofline", type=Path, help="draw the results into this PNG file")
     arguments = parser.parse_args()
 
+    cases = [case for case in CASES if arguments.only in case.name]
+    if not cases:
+        parser.error(f"--only {arguments.only!r} names no case; --list shows them")
+    if arguments.list:
+        print("\n".join(case.name for case in cases))
+        return
+
     about = machine()
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     results = []
-    for case in gram.CASES:
-        if arguments.only not in case.name:
-            continue
-        timings, flops = gram.run(case)
-        # Measured beside the contenders, since a shared machine's speed changes by the minute.
-        ceiling = max(native.multiply_add_peak(case.dtype) for _ in range(3))
-        print(
-            f"\n{case.name}, N = {case.num_examples}, {case.dtype}: {flops / 1e9:.2f} GFLOP needed, "
-            f"ceiling {ceiling / 1e9:.0f} GFLOP/s"
-        )
-        print(f"  {'':<28} {'median ms':>10} {'min':>9} {'max':>9} {'GFLOP/s':>8} {'ceiling':>8} {'times ours':>10}")
-        for name, timing in timings.items():
-            rate = flops / timing.median
-            print(
-                f"  {name:<28} {timing.median * 1e3:>10.2f} {timing.fastest * 1e3:>9.2f} {timing.slowest * 1e3:>9.2f} "
-                f"{rate / 1e9:>8.0f} {rate / ceiling:>8.0%} {timing.median / timings[gram.OURS].median:>10.2f}"
-            )
-        results.append(
-            {
-                "case": asdict(case),
-                "flops": flops,
-                "ceiling_flops_per_second": ceiling,
-                "seconds": {name: asdict(timing) for name, timing in timings.items()},
-            }
-        )
-    if not results:
-        parser.error(f"--only {arguments.only!r} names no case")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": about, "results": results}, indent=2) + "\n")
+    for case in cases:
+        results.append(measure(case, repeats=min(case.repeats, _QUICK) if arguments.quick else case.repeats))
+        print(f"\n{as_text(results[-1])}", flush=True)
+        if arguments.out:
+            record = {"machine": about, "ours": OURS, "results": [asdict(result) for result in results]}
+            arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    if arguments.roofline:
+        from benchmarks.roofline import draw
+
+        draw(results, about, arguments.roofline)
 
 
 if __name__ == "__main__":

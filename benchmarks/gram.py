@@ -1,85 +1,90 @@
-"""The symmetric Gram of a network's gradient features: ours, and what a user would write in NumPy."""
+"""The symmetric Gram of a network with one output, from its gradient factors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Timing, interleaved
-from kernelgrowth.gradients import GradientFeatures, OuterProduct
+from benchmarks.case import OURS, TOLERANCE, Case, Workload
+from benchmarks.factors import features_of, kernel_error, random_layers, widths_to_shapes
+from benchmarks.peers import jitted
 from kernelgrowth.kernels import NTKOperator, empirical_ntk
 
-__all__ = ["CASES", "OURS", "Case", "run"]
+__all__ = ["CASES", "gram", "structured", "tiles"]
 
-OURS = "kernelgrowth"
+Pairs = Sequence[tuple[Any, Any]]
+
+# Beyond, nobody would write the gradients out.
+_LARGEST_JACOBIAN = 128 << 20
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    widths: tuple[int, ...]
-    num_examples: int
-    dtype: str = "float32"
-    repeats: int = field(default=9)
+def structured(pairs: Pairs) -> Any:
+    """Σ (A Aᵀ) ∘ (D Dᵀ); NumPy sees that both sides of a product are one and computes half of it."""
+    return sum((a @ a.T) * (d @ d.T) for a, d in pairs)
 
+
+def tiles(pairs: Pairs, tile: int) -> Any:
+    """The same on and above the diagonal, tile by tile and mirrored, by someone who takes trouble."""
+    n = len(pairs[0][0])
+    kernel = np.empty((n, n), pairs[0][0].dtype)
+    for i in range(0, n, tile):
+        for j in range(i, n, tile):
+            rows, columns = slice(i, i + tile), slice(j, j + tile)
+            part = kernel[rows, columns]
+            part[...] = 0
+            for a, d in pairs:
+                part += (a[rows] @ a[columns].T) * (d[rows] @ d[columns].T)
+            if i != j:
+                kernel[columns, rows] = part.T
+    return kernel
+
+
+def jacobian_contraction(pairs: Pairs) -> Any:
+    """All gradients written out, and their inner products."""
+    jacobian = np.concatenate([(d[:, :, None] * a[:, None, :]).reshape(len(a), -1) for a, d in pairs], axis=1)
+    return jacobian @ jacobian.T
+
+
+def gram(widths: Sequence[int], n: int, tile_sizes: Sequence[int], dtype: str) -> Workload:
+    layers = random_layers(widths_to_shapes(widths), n, dtype=dtype)
+    features = features_of(layers)
+    pairs = [(a[:, 0], d[:, 0, 0]) for a, d in layers]
+    contenders: dict[str, Any] = {
+        OURS: lambda: empirical_ntk(features),
+        "NumPy, structured": lambda: structured(pairs),
+        **{f"NumPy, tiles of {tile}": lambda t=tile: tiles(pairs, t) for tile in tile_sizes if tile < n},
+        "JAX, structured, jit": jitted(structured, pairs),
+    }
+    parameters = sum(d_in * d_out for _, d_in, d_out in widths_to_shapes(widths))
+    itemsize = features.dtype.itemsize
+    if n * parameters * itemsize <= _LARGEST_JACOBIAN:
+        contenders["NumPy, Jacobian contraction"] = lambda: jacobian_contraction(pairs)
+    plan = NTKOperator(features).plan()
+    return Workload(
+        contenders,
+        kernel_error(layers),
+        TOLERANCE[dtype],
+        flops=plan.flops,
+        bytes=sum(block.bytes for block in plan.blocks) + n * n * itemsize,
+    )
+
+
+def _case(name: str, widths: tuple[int, ...], n: int, dtype: str = "float32", repeats: int = 9) -> Case:
+    label = f"Gram, {name}, N = {n}" + ("" if dtype == "float32" else f", {dtype}")
+    sizes = {"widths": widths, "n": n, "tile_sizes": (256, 512)}
+    return Case(label, gram, sizes, {"widths": (5, 17, 3, 1), "n": 19, "tile_sizes": (8,)}, dtype, repeats)
+
+
+_MLP = ("MLP 784-1024-1024-1", (784, 1024, 1024, 1))
 
 CASES = (
-    Case("MLP 784-1024-1024-1", (784, 1024, 1024, 1), 2000),
-    Case("MLP 784-1024-1024-1", (784, 1024, 1024, 1), 2000, "float64", 5),
-    Case("MLP 784-1024-1024-1", (784, 1024, 1024, 1), 500, repeats=15),
-    Case("MLP 784-1024-1024-1", (784, 1024, 1024, 1), 100, repeats=25),
-    Case("wide 3072-4096-1", (3072, 4096, 1), 4000, repeats=5),
-    Case("MLP 51-100-1", (51, 100, 1), 240, repeats=25),
+    _case(*_MLP, 2000),
+    _case(*_MLP, 2000, "float64", 5),
+    _case(*_MLP, 500, repeats=15),
+    _case(*_MLP, 100, repeats=25),
+    _case("wide 3072-4096-1", (3072, 4096, 1), 4000, repeats=5),
+    _case("one layer 64-64", (64, 64), 4000),
+    _case("MLP 51-100-1", (51, 100, 1), 240, repeats=25),
 )
-
-
-def run(case: Case) -> tuple[dict[str, Timing], int]:
-    """Return the timings by contender and the floating-point operations needed."""
-    rng = np.random.default_rng(0)
-    n, pairs = case.num_examples, list(zip(case.widths[:-1], case.widths[1:], strict=True))
-    activations = [rng.normal(size=(n, d)).astype(case.dtype) for d, _ in pairs]
-    backprops = [rng.normal(size=(n, d)).astype(case.dtype) for _, d in pairs]
-    features = GradientFeatures(
-        {f"layer{i}": OuterProduct(a, d) for i, (a, d) in enumerate(zip(activations, backprops, strict=True))}
-    )
-
-    def numpy_structured() -> Any:
-        return sum((a @ a.T) * (d @ d.T) for a, d in zip(activations, backprops, strict=True))
-
-    def numpy_tiles(tile: int = 512) -> Any:
-        kernel = np.empty((n, n), case.dtype)
-        for i in range(0, n, tile):
-            for j in range(i, n, tile):
-                rows, columns = slice(i, i + tile), slice(j, j + tile)
-                part = kernel[rows, columns]
-                part[...] = 0
-                for a, d in zip(activations, backprops, strict=True):
-                    part += (a[rows] @ a[columns].T) * (d[rows] @ d[columns].T)
-                if i != j:
-                    kernel[columns, rows] = part.T
-        return kernel
-
-    contenders: dict[str, Callable[[], Any]] = {
-        OURS: lambda: empirical_ntk(features),
-        "NumPy, structured": numpy_structured,
-        "NumPy, upper tiles by hand": numpy_tiles,
-    }
-
-    sample = rng.integers(0, n, size=(2, 2000))
-    exact = sum(
-        np.einsum("id,id->i", a[sample[0]], a[sample[1]], dtype=np.float64)
-        * np.einsum("id,id->i", d[sample[0]], d[sample[1]], dtype=np.float64)
-        for a, d in zip(activations, backprops, strict=True)
-    )
-    norms = NTKOperator(features).diagonal().astype(np.float64)
-    scale = np.sqrt(norms[sample[0]] * norms[sample[1]])
-
-    def check(kernel: Any) -> None:
-        error = np.max(np.abs(kernel[sample[0], sample[1]] - exact) / scale)
-        if not error <= (1e-5 if case.dtype == "float32" else 1e-12):
-            raise AssertionError(f"{case}: an answer is {error:.1e} off")
-
-    return interleaved(contenders, check, repeats=case.repeats), NTKOperator(features).plan().flops

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 __all__ = ["Timing", "interleaved"]
 
 _REST, _WARM = 0.15, 0.05
@@ -22,23 +20,20 @@ class Timing:
     slowest: float
 
 
-def interleaved(
-    contenders: Mapping[str, Callable[[], Any]], check: Callable[[Any], None], *, repeats: int
-) -> dict[str, Timing]:
-    """Time each contender `repeats` times in turn, after one untimed round whose answers are checked.
+def interleaved(contenders: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
+    """Time each contender `repeats` times in turn; all of them must have run before, as compilers take their time.
 
     A turn is a rest, untimed calls for a few hundredths of a second, and a timed one. OpenBLAS's threads spin for a
     while after a call, on the processors that the next contender needs; and after a rest the operating system takes
-    a few calls to spread a contender's threads over the processors again.
+    a few calls to spread a contender's threads over the processors again. A call that lasts long warms up by itself.
     """
-    for run in contenders.values():
-        check(np.asarray(run()))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
             time.sleep(_REST)
             warm = time.perf_counter() + _WARM
-            run()
+            if not seconds[name] or seconds[name][-1] < 20 * _WARM:
+                run()
             while time.perf_counter() < warm:
                 run()
             start = time.perf_counter()

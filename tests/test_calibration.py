@@ -122,7 +122,7 @@ def test_importing_writes_nothing(tmp_path):
 def test_the_prediction_adds_up(cache, measured):
     plan = NTKOperator(features()).plan()
     dense, conv = plan.blocks
-    computed = 50 * (50 + 48)
+    computed = 50 * (50 + 24)
     expected = computed * 27 / 0.5e9 + 2 * 50 * 27 * 8 / 1e9
     assert dense.cost.seconds(ROUND) == pytest.approx(expected)
     expansion = 50 * 6 * 7 * (2 * 20 + 1)

@@ -191,6 +191,55 @@ void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t
   }
 }
 
+template <class T>
+void pack_weighted(const T* const* rows, const T* weights, std::size_t depth, std::size_t width, std::ptrdiff_t stride,
+                   T* target, bool accumulate) {
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t panel = Tile<T>::panel;
+  const std::size_t whole = stride == 1 ? width - width % lanes<T> : 0;
+  for (std::size_t k = 0; k < depth; ++k, target += panel) {
+    const T weight = weights[k];
+    const T* row = rows[k];
+    for (std::size_t i = 0; i < whole; i += lanes<T>) {
+      const auto product = weight * *reinterpret_cast<const Unaligned*>(row + i);
+      auto* to = reinterpret_cast<Unaligned*>(target + i);
+      *to = accumulate ? *to + product : product;
+    }
+    for (std::size_t i = whole; i < width; ++i) {
+      const T product = weight * row[static_cast<std::ptrdiff_t>(i) * stride];
+      target[i] = accumulate ? target[i] + product : product;
+    }
+  }
+}
+
+template <class T>
+void dots(const T* const* rows, const T* y, std::size_t ldy, std::size_t count, std::size_t length,
+          std::ptrdiff_t stride, double* sums) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  constexpr std::size_t n = lanes<T>;
+  const std::size_t whole = stride == 1 ? length - length % n : 0;
+  for (std::size_t r = 0; r < count; ++r, y += ldy) {
+    const T* row = rows[r];
+    Vector even{}, odd{};
+    std::size_t i = 0;
+    for (; i + 2 * n <= whole; i += 2 * n) {
+      even += *reinterpret_cast<const Unaligned*>(row + i) * *reinterpret_cast<const Unaligned*>(y + i);
+      odd += *reinterpret_cast<const Unaligned*>(row + i + n) * *reinterpret_cast<const Unaligned*>(y + i + n);
+    }
+    if (i < whole) even += *reinterpret_cast<const Unaligned*>(row + i) * *reinterpret_cast<const Unaligned*>(y + i);
+    even += odd;
+    double total = 0;
+    if (whole > 0) {
+      for (std::size_t l = 0; l < n; ++l) total += static_cast<double>(even[l]);
+    }
+    for (i = whole; i < length; ++i) {
+      total += static_cast<double>(row[static_cast<std::ptrdiff_t>(i) * stride]) * static_cast<double>(y[i]);
+    }
+    sums[r] = total;
+  }
+}
+
 // Whole vectors only, no scalar tail: an entry's bits must not depend on the column it stands in.
 template <class T>
 void add_term(T* sum, const T* p, std::size_t n, T offset, T scale) {
@@ -330,6 +379,8 @@ constexpr KernelTable<T> table() {
           {narrow_inner_products<T, 1>, narrow_inner_products<T, 2>, narrow_inner_products<T, 3>,
            narrow_inner_products<T, 4>, narrow_inner_products<T, 5>, narrow_inner_products<T, 6>},
           fetched_per_step<T>,
+          pack_weighted<T>,
+          dots<T>,
           transpose_square<T>,
           add_term<T>,
           add_hadamard<T>,

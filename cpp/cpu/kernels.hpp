@@ -38,6 +38,13 @@ struct KernelTable {
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
                                             bool accumulate, const T* ahead, std::ptrdiff_t ahead_step);
   std::size_t fetched_per_step;
+  // Writes columns of a panel whose depth are rows: target[k * panel + i] = or += weights[k] * rows[k][i * stride] for
+  // i < width.
+  void (*pack_weighted)(const T* const* rows, const T* weights, std::size_t depth, std::size_t width,
+                        std::ptrdiff_t stride, T* target, bool accumulate);
+  // sums[i] = <rows[i], y_i> for i < count, y_i at y + i * ldy; partial sums of lanes in T, added up in double.
+  void (*dots)(const T* const* rows, const T* y, std::size_t ldy, std::size_t count, std::size_t length,
+               std::ptrdiff_t stride, double* sums);
   // target[j * target_stride + i] = source[i * source_stride + j] for i, j < lanes.
   void (*transpose)(const T* source, std::ptrdiff_t source_stride, T* target, std::ptrdiff_t target_stride);
   // sum += scale * (p + offset); n a multiple of the lanes

@@ -51,6 +51,31 @@ def col2im(
     padding: tuple[int, int],
     threads: int = 0,
 ) -> None: ...
+def matmul(
+    left: tuple[_Array, _Array],
+    right: tuple[_Array, _Array] | None,
+    v: _Array,
+    out: npt.NDArray[np.float64],
+    *,
+    bias: bool,
+    fold: bool,
+    weights: _Array | None = None,
+    bias_weights: _Array | None = None,
+    scale: float = 1.0,
+    accumulate: bool = False,
+    workspace: int = 0,
+    threads: int = 0,
+    isa: str = "",
+) -> None: ...
+def matmul_workspace(
+    left: tuple[_Array, _Array],
+    right: tuple[_Array, _Array] | None,
+    vectors: int,
+    *,
+    bias: bool,
+    fold: bool,
+    threads: int = 0,
+) -> tuple[int, int]: ...
 def statistics(
     kernel: _Array,
     targets: npt.NDArray[np.float64] | None = None,

@@ -1,4 +1,4 @@
-"""The only importer of the compiled modules: Gram matrices, kernel statistics, and what this build can do."""
+"""The only importer of the compiled modules: Gram matrices, products, statistics, and what this build can do."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ __all__ = [
     "im2col",
     "info",
     "kernel_statistics",
+    "matmul",
+    "matmul_workspace",
     "multiply_add_peak",
     "num_threads",
     "squared_norms",
@@ -285,6 +287,75 @@ def _columns_shape(
     if min(rows, columns) < 1:
         raise ValueError(f"kernel must fit into {height} x {width} pixels with padding {padding}, got {kernel}")
     return rows * columns, kernel[0] * kernel[1] * channels
+
+
+Sides = tuple[FloatArray, FloatArray]
+
+
+def matmul(
+    left: Sides,
+    right: Sides | None,
+    v: FloatArray,
+    out: npt.NDArray[np.float64],
+    *,
+    bias: bool,
+    fold: bool,
+    weights: Sequence[FloatArray] = (),
+    scale: float = 1.0,
+    accumulate: bool = False,
+    workspace: int = 0,
+    threads: int | None = None,
+    isa: str = "",
+) -> None:
+    """Write (or add) the product of one block's kernel with vectors to `out`, without the kernel, linear in N.
+
+    Parameters
+    ----------
+    left, right : tuple of ndarray
+        Activations (N, T, d_in) and backprops (N, C, T, d_out), all of one dtype; `right` is None where it is `left`.
+    v : ndarray, shape (rows of the right side, k)
+        In the dtype of the factors, any strides.
+    out : ndarray, shape (rows of the left side, k)
+        float64 with contiguous rows.
+    bias : bool
+        Whether the gradient of a bias belongs to the block.
+    fold : bool
+        Whether outputs are traced over, so that a row is an example, not an (example, output).
+    weights : sequence of ndarray
+        Preconditioner (d_out, d_in) and with a bias (d_out,), contiguous; empty without one.
+    scale : float
+        Of the block.
+    accumulate : bool
+        Add to `out` instead of overwriting it.
+    workspace : int
+        Bytes; 0 takes as many as help (`matmul_workspace` tells).
+    threads : int, optional
+        The bits of the result do not depend on it.
+    isa : str
+        Instruction set; empty for the active one.
+    """
+    _core.matmul(
+        left,
+        right,
+        v,
+        out,
+        bias=bias,
+        fold=fold,
+        weights=weights[0] if weights else None,
+        bias_weights=weights[1] if len(weights) > 1 else None,
+        scale=scale,
+        accumulate=accumulate,
+        workspace=workspace,
+        threads=num_threads(threads),
+        isa=isa,
+    )
+
+
+def matmul_workspace(
+    left: Sides, right: Sides | None, vectors: int, *, bias: bool, fold: bool, threads: int | None = None
+) -> tuple[int, int]:
+    """Return the bytes of workspace below which `matmul` refuses, and above which more is not used."""
+    return _core.matmul_workspace(left, right, vectors, bias=bias, fold=fold, threads=num_threads(threads))
 
 
 @dataclass(frozen=True)

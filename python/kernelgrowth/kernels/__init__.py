@@ -3,5 +3,6 @@
 from kernelgrowth.kernels.ntk import OUTPUTS, empirical_ntk
 from kernelgrowth.kernels.operator import NTKOperator
 from kernelgrowth.kernels.plan import BlockPlan, Plan
+from kernelgrowth.kernels.products import ProductBlockPlan, ProductPlan
 
-__all__ = ["OUTPUTS", "BlockPlan", "NTKOperator", "Plan", "empirical_ntk"]
+__all__ = ["OUTPUTS", "BlockPlan", "NTKOperator", "Plan", "ProductBlockPlan", "ProductPlan", "empirical_ntk"]

@@ -2,29 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend import native
-from kernelgrowth.kernels.blocks import LoweredBlock
+from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.errors import MemoryLimitError
+from kernelgrowth._backend.memory import format_bytes
+from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 
-__all__ = ["block_diagonal"]
+__all__ = ["diagonal"]
 
 Float64Array = npt.NDArray[np.float64]
 
-
-def block_diagonal(block: LoweredBlock) -> Float64Array:
-    """Return one block's part of the diagonal, shape (rows,), in float64."""
-    total: Any = 0.0
-    for term in block.terms:
-        second = 1.0 if term.second is None else _squared_norms(term.second.left)
-        total = total + term.scale * (_squared_norms(term.first.left) + term.offset) * second
-    return np.asarray(total, dtype=np.float64).ravel()
+# Temporaries, in float64, of the examples taken together. How many those are depends on the shapes alone.
+_CHUNK_BYTES = 1 << 23
 
 
-def _squared_norms(vectors: native.FactorSide) -> Any:
-    if isinstance(vectors, np.ndarray):
-        return np.einsum("ncd,ncd->nc", vectors, vectors, dtype=np.float64)
-    return native.squared_norms(vectors).reshape(vectors.shape[:2])
+def diagonal(
+    feats: GradientFeatures, outputs: str, preconditioner: Mapping[str, tuple[FloatArray, ...]], memory_limit: int
+) -> Float64Array:
+    """Return the kernel's diagonal in float64, shape (N·C,) with outputs="full", else (N,).
+
+    With T positions a gradient's norm is `Σ_tu (a_t·a_u)(δ_t·δ_u)`, or is taken of the gradient written out, whichever
+    is cheaper by count.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the result and a chunk of temporaries exceed `memory_limit`; nothing has been computed then.
+    """
+    n, c = feats.num_examples, feats.num_outputs
+    rows = c if outputs == "full" else 1
+    chunks = {name: max(1, min(n, _CHUNK_BYTES // _example_bytes(block))) for name, block in feats.items()}
+    needed = 2 * n * rows * 8 + max(chunks[name] * _example_bytes(block) for name, block in feats.items())
+    if needed > memory_limit:
+        raise MemoryLimitError(
+            f"the diagonal needs {format_bytes(needed)}, but memory_limit is {format_bytes(memory_limit)}",
+            needed=needed,
+            limit=memory_limit,
+        )
+    total: Float64Array = np.zeros((n, rows))
+    for name, block in feats.items():
+        weights = preconditioner.get(name, ())
+        for start in range(0, n, chunks[name]):
+            part = block.examples(start, start + chunks[name])
+            norms = block.scale * _squared_norms(part, weights, outputs == "sum_logits")
+            if outputs in ("trace", "mean_trace"):
+                norms = norms.sum(axis=1, keepdims=True) / (c if outputs == "mean_trace" else 1)
+            total[start : start + chunks[name]] += norms
+    return total.ravel()
+
+
+def _sizes(block: OuterProduct) -> tuple[int, int, int, int]:
+    """Return T, C, d_in, d_out."""
+    _, t, d_in = block.activations.shape
+    return int(t), block.num_outputs, int(d_in), int(block.backprops.shape[3])
+
+
+def _example_bytes(block: Block) -> int:
+    """Return what one example's temporaries take at most, in float64."""
+    if not isinstance(block, OuterProduct):
+        return 16 * block.num_outputs * block.num_parameters
+    t, c, d_in, d_out = _sizes(block)
+    factors = 2 * t * d_in + 3 * c * t * d_out + c * d_in
+    if t == 1:
+        return 8 * factors
+    return 8 * (factors + (t * t * (2 + c) if _by_position_pairs(block) else 2 * c * d_in * _units(block)))
+
+
+def _by_position_pairs(block: OuterProduct) -> bool:
+    t, c, d_in, d_out = _sizes(block)
+    return t * t * (d_in + c * d_out) <= c * t * d_in * d_out
+
+
+def _units(block: OuterProduct) -> int:
+    """Return how many rows of the gradient are written out at a time."""
+    _, c, d_in, d_out = _sizes(block)
+    return max(1, min(d_out, _CHUNK_BYTES // (16 * c * d_in)))
+
+
+def _squared_norms(block: Block, weights: tuple[FloatArray, ...], total: bool) -> Float64Array:
+    """Return Σ η g² for each example and output, (N, C); of the outputs' summed gradient, (N, 1), if `total`."""
+    if not isinstance(block, OuterProduct):
+        g: Any = block.rows.astype(np.float64)
+        if total:
+            g = g.sum(axis=1, keepdims=True)
+        np.square(g, out=g)
+        return np.asarray(g @ weights[0].astype(np.float64) if weights else g.sum(axis=2))
+    a: Any = block.activations.astype(np.float64)
+    d: Any = block.backprops.astype(np.float64)
+    if total:
+        d = d.sum(axis=1, keepdims=True)
+    if block.num_positions == 1:
+        return _one_position(np.square(a[:, 0]), np.square(d[:, :, 0]), block.bias, weights)
+    if weights or not _by_position_pairs(block):
+        return _written_out(block, a, d, weights)
+    pairs = a @ a.transpose(0, 2, 1) + float(block.bias)
+    return np.asarray(np.einsum("ntu,nctu->nc", pairs, d @ d.transpose(0, 1, 3, 2)))
+
+
+def _one_position(a2: Any, d2: Any, bias: bool, weights: tuple[FloatArray, ...]) -> Float64Array:
+    if not weights:
+        return np.asarray((a2.sum(axis=1) + float(bias))[:, None] * d2.sum(axis=2))
+    n, c, d_out = d2.shape
+    weighted = (d2.reshape(n * c, d_out) @ weights[0].astype(np.float64)).reshape(n, c, -1)
+    norms = np.einsum("nci,ni->nc", weighted, a2)
+    return np.asarray(norms + d2 @ weights[1].astype(np.float64) if bias else norms)
+
+
+def _written_out(block: OuterProduct, a: Any, d: Any, weights: tuple[FloatArray, ...]) -> Float64Array:
+    norms: Float64Array = np.zeros(d.shape[:2])
+    step = _units(block)
+    for begin in range(0, d.shape[3], step):
+        units = slice(begin, begin + step)
+        gradients = d[..., units].transpose(0, 1, 3, 2) @ a[:, None]
+        np.square(gradients, out=gradients)
+        norms += np.einsum("ncoi,oi->nc", gradients, weights[0][units]) if weights else gradients.sum(axis=(2, 3))
+    if block.bias:
+        squares = np.square(d.sum(axis=2))
+        norms += squares @ weights[1].astype(np.float64) if weights else squares.sum(axis=2)
+    return norms

@@ -229,7 +229,8 @@ class TiledKernel:
     def _planned(
         self, feats: GradientFeatures, feats2: GradientFeatures | None, held: int
     ) -> list[tuple[Problem, Plan]]:
-        problems = lower(feats, feats2, self._outputs, self._roots, self._limit)
+        whole = (self._counts[0], self._counts[-1])
+        problems = lower(feats, feats2, self._outputs, self._roots, self._limit, examples=whole)
         copied = sum(problem.copied_bytes for problem in problems)
         return [
             (

@@ -1,0 +1,17 @@
+"""All cases, in the order of the table."""
+
+from __future__ import annotations
+
+from benchmarks import convolution, end_to_end, end_to_end_cnn, gram, multi_output, products, statistics
+
+__all__ = ["CASES"]
+
+CASES = (
+    *gram.CASES,
+    *multi_output.CASES,
+    *convolution.CASES,
+    *products.CASES,
+    *statistics.CASES,
+    *end_to_end.CASES,
+    *end_to_end_cnn.CASES,
+)
