@@ -42,7 +42,7 @@ def cpp(session: nox.Session, preset: str) -> None:
     session.install("cmake>=3.26", "ninja>=1.11")
     session.run("cmake", "--preset", preset)
     session.run("cmake", "--build", "--preset", preset)
-    session.run("ctest", "--preset", preset)
+    session.run("ctest", "--preset", preset, "--parallel", "2")
 
 
 @nox.session

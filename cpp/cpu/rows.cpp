@@ -163,7 +163,8 @@ void write_out(const KernelTable<T>& kernels, const FactorView<T>& factor, const
         Next<T> next;
         if (s + 1 < steps) {
           const Step then = step_of(first, fold, s + 1);
-          if (then.example != packed_example || blocks > 1) next.add(source.activations, then.example, 0, then.begin, then.depth);
+          if (then.example != packed_example || blocks > 1)
+            next.add(source.activations, then.example, 0, then.begin, then.depth);
           next.add(source.backprops, then.example, then.output, then.begin, then.depth);
         }
         T* gradient = gradients + step.gradient * e.gradient_stride;

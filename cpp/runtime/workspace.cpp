@@ -7,6 +7,12 @@
 #include <new>
 #include <utility>
 
+#if defined(KG_GUARDED_WORKSPACE)
+#include <sanitizer/asan_interface.h>
+
+#include <cstring>
+#endif
+
 namespace kernelgrowth {
 namespace {
 
@@ -57,6 +63,9 @@ Workspace::Workspace(std::size_t bytes) {
     data_ = allocate(bytes);
     size_ = bytes;
   }
+#if defined(KG_GUARDED_WORKSPACE)
+  __asan_poison_memory_region(data_, size_);
+#endif
 }
 
 Workspace::~Workspace() {
@@ -71,9 +80,22 @@ Workspace::~Workspace() {
   std::free(data_);
 }
 
-void* Workspace::take_bytes(std::size_t bytes) {
+void* Workspace::take_bytes(std::size_t bytes, [[maybe_unused]] std::size_t wanted) {
   if (bytes > size_ - used_) throw std::bad_alloc();
-  return data_ + std::exchange(used_, used_ + bytes);
+  std::byte* part = data_ + std::exchange(used_, used_ + bytes);
+#if defined(KG_GUARDED_WORKSPACE)
+  __asan_poison_memory_region(part, bytes);
+  __asan_unpoison_memory_region(part, wanted);
+  std::memset(part, 0xff, wanted);
+#endif
+  return part;
+}
+
+void Workspace::release_to(std::size_t mark) {
+#if defined(KG_GUARDED_WORKSPACE)
+  __asan_poison_memory_region(data_ + mark, used_ - mark);
+#endif
+  used_ = mark;
 }
 
 }  // namespace kernelgrowth

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <cmath>
-
 #include "kernelgrowth/gram.hpp"
-#include "strided.hpp"
+#include "written_out.hpp"
 
 namespace kernelgrowth::testing {
 
@@ -31,9 +29,12 @@ struct RandomFactor {
     view.examples = examples;
     view.outputs = shape.outputs;
     view.length = shape.units > 0 ? shape.folded * shape.units * shape.columns() : shape.length;
+    arrays.reserve(3);
     std::vector<double> magnitudes;
     if (shape.units > 0) {
-      write_out(random, shape, examples, positions, magnitudes);
+      WrittenOut gradients = outer_product(random, shape, positions);
+      vectors = std::move(gradients.values);
+      magnitudes = std::move(gradients.magnitudes);
     } else {
       const auto& rows = arrays.emplace_back(random, std::vector{examples, shape.outputs, positions, shape.length});
       view.data = rows.data();
@@ -60,12 +61,10 @@ struct RandomFactor {
   }
 
  private:
-  void write_out(Random& random, const FactorShape& shape, index_t examples, index_t positions,
-                 std::vector<double>& magnitudes) {
+  WrittenOut outer_product(Random& random, const FactorShape& shape, index_t positions) {
     const index_t outputs = shape.outputs * shape.folded;
-    arrays.reserve(3);
-    const auto& a = arrays.emplace_back(random, std::vector{examples, positions, shape.inputs});
-    const auto& d = arrays.emplace_back(random, std::vector{examples, outputs, positions, shape.units});
+    const auto& a = arrays.emplace_back(random, std::vector{view.examples, positions, shape.inputs});
+    const auto& d = arrays.emplace_back(random, std::vector{view.examples, outputs, positions, shape.units});
     OuterProductView<T> source;
     source.activations = {a.data(), shape.inputs, a.stride(0), 0, a.stride(1), a.stride(2)};
     source.backprops = {d.data(), shape.units, d.stride(0), d.stride(1), d.stride(2), d.stride(3)};
@@ -73,22 +72,7 @@ struct RandomFactor {
     source.bias = shape.bias;
     source.folded = shape.folded;
     view.outer_product = source;
-    const auto columns = at(shape.columns()), units = at(shape.units), inputs = at(shape.inputs);
-    vectors.resize(at(examples * outputs) * units * columns);
-    magnitudes.resize(vectors.size());
-    for (std::size_t n = 0; n < at(examples * outputs); ++n) {
-      for (std::size_t t = 0; t < at(positions); ++t) {
-        const double* backprops = d.values.data() + (n * at(positions) + t) * units;
-        const double* activations = a.values.data() + (n / at(outputs) * at(positions) + t) * inputs;
-        for (std::size_t o = 0; o < units; ++o) {
-          for (std::size_t i = 0; i < columns; ++i) {
-            const double product = backprops[o] * (i < inputs ? activations[i] : 1.0);
-            vectors[(n * units + o) * columns + i] += product;
-            magnitudes[(n * units + o) * columns + i] += std::abs(product);
-          }
-        }
-      }
-    }
+    return written_out(a, d, shape.bias);
   }
 };
 
@@ -124,7 +108,8 @@ ExactGram exact_gram(const std::vector<RandomTerm<T>>& terms, index_t rows, inde
     const auto& right = term.right.empty() ? term.left : term.right;
     auto vector = [&](const RandomFactor<T>& factor, index_t row, index_t of_all, index_t position) {
       const index_t outputs = factor.view.outputs;
-      const index_t own = kernels > 1 ? row * outputs + (outputs > 1 ? kernel : 0) : row / (of_all / factor.view.rows());
+      const index_t own =
+          kernels > 1 ? row * outputs + (outputs > 1 ? kernel : 0) : row / (of_all / factor.view.rows());
       return at(own * factor.view.positions + position);
     };
     for (index_t i = 0; i < rows; ++i) {
@@ -141,8 +126,8 @@ ExactGram exact_gram(const std::vector<RandomTerm<T>>& terms, index_t rows, inde
               double sum = f == 0 ? static_cast<double>(term.offset) : 0;
               for (std::size_t k = 0; k < length; ++k) sum += a[k] * b[k];
               product *= sum;
-              bound *= term.left[f].sizes[p] * right[f].sizes[q] +
-                       (f == 0 ? std::abs(static_cast<double>(term.offset)) : 0);
+              bound *=
+                  term.left[f].sizes[p] * right[f].sizes[q] + (f == 0 ? std::abs(static_cast<double>(term.offset)) : 0);
             }
             total += product;
             size += bound;
@@ -155,8 +140,5 @@ ExactGram exact_gram(const std::vector<RandomTerm<T>>& terms, index_t rows, inde
   }
   return result;
 }
-
-template <class T>
-constexpr double promise = std::is_same_v<T, float> ? 1e-5 : 1e-12;
 
 }  // namespace kernelgrowth::testing

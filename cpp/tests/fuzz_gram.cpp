@@ -240,10 +240,32 @@ void refusal(Random& random) {
   CHECK_THROWS(InvalidArgument, gram<T>(terms, out, options));
 }
 
+// Shapes that no memory holds can be asked about: their numbers are counted without overflow.
+void large_workspace(Random& random) {
+  auto size = [&](int bits) { return random.integer(1, index_t{1} << random.integer(0, bits)); };
+  FactorView<float> factor;
+  factor.examples = size(30);
+  factor.outputs = size(4);
+  factor.length = size(20);
+  factor.example_stride = size(60);
+  GramOptions options;
+  options.threads = static_cast<int>(size(6));
+  options.isa = random_isa(random);
+  options.symmetric = random.integer(0, 1) == 1;
+  const std::vector<Term<float>> terms{{{factor, factor}, {}, 0, 1}};
+  const GramWorkspace need = gram_workspace<float>(terms, {nullptr, factor.rows(), factor.rows(), 1}, options);
+  CHECK(need.minimum > 0 && need.minimum <= need.full);
+  const std::size_t all = sizeof(float) * at(factor.rows()) * at(factor.length);
+  CHECK(need.full >= all && need.full / 100 <= all + (std::size_t{1} << 30));
+}
+
 }  // namespace
 
 void fuzz_gram(Random& random) {
-  if (random.integer(0, 19) == 0) {
+  const index_t draw = random.integer(0, 39);
+  if (draw == 0) {
+    large_workspace(random);
+  } else if (draw <= 2) {
     random.integer(0, 1) == 1 ? refusal<float>(random) : refusal<double>(random);
   } else {
     random.integer(0, 1) == 1 ? random_case<float>(random) : random_case<double>(random);

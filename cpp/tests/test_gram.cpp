@@ -3,78 +3,20 @@
 #include <cstring>
 #include <limits>
 
-#include "check.hpp"
+#include "factors.hpp"
 #include "kernelgrowth/error.hpp"
-#include "kernelgrowth/gram.hpp"
 
 using namespace kernelgrowth;
-using kernelgrowth::testing::Random;
+using namespace kernelgrowth::testing;
 
 namespace {
 
-// A factor with strides of its own: rows and elements apart, poison between them.
 template <class T>
-struct Matrix {
-  std::vector<T> storage;
-  FactorView<T> view;
-
-  Matrix(Random& random, index_t examples, index_t outputs, index_t length, index_t positions = 1) {
-    const index_t element = random.integer(1, 2), position = length * element + random.integer(0, 3);
-    const index_t output = positions * position + random.integer(0, 3);
-    const index_t example = outputs * output + random.integer(0, 3);
-    storage.assign(static_cast<std::size_t>(examples * example), std::numeric_limits<T>::quiet_NaN());
-    view = {storage.data(), examples, outputs, length, example, output, element};
-    view.positions = positions;
-    view.position_stride = position;
-    for (index_t n = 0; n < examples; ++n) {
-      for (index_t c = 0; c < outputs; ++c) {
-        for (index_t t = 0; t < positions; ++t) {
-          for (index_t k = 0; k < length; ++k) {
-            storage[static_cast<std::size_t>(n * example + c * output + t * position + k * element)] =
-                static_cast<T>(random.normal());
-          }
-        }
-      }
-    }
-  }
-};
-
-template <class T>
-double inner(const FactorView<T>& left, index_t i, index_t t, const FactorView<T>& right, index_t j, index_t u,
-             index_t outputs) {
-  const index_t ci = left.outputs == 1 ? 0 : i % outputs, cj = right.outputs == 1 ? 0 : j % outputs;
-  const T* a = left.data + i / outputs * left.example_stride + ci * left.output_stride + t * left.position_stride;
-  const T* b = right.data + j / outputs * right.example_stride + cj * right.output_stride + u * right.position_stride;
-  double total = 0;
-  for (index_t k = 0; k < left.length; ++k) {
-    total += static_cast<double>(a[k * left.element_stride]) * static_cast<double>(b[k * right.element_stride]);
-  }
-  return total;
-}
-
-template <class T>
-std::vector<double> reference(const std::vector<Term<T>>& terms, index_t rows, index_t cols, index_t outputs,
-                              bool symmetric) {
-  std::vector<double> k(static_cast<std::size_t>(rows * cols));
-  for (index_t i = 0; i < rows; ++i) {
-    for (index_t j = 0; j < cols; ++j) {
-      double total = 0;
-      for (const auto& term : terms) {
-        auto value = [&](const FactorPair<T>& pair, index_t t, index_t u) {
-          return inner(pair.left, i, t, symmetric ? pair.left : pair.right, j, u, outputs);
-        };
-        const auto& [left, right] = term.first;
-        for (index_t t = 0; t < left.positions; ++t) {
-          for (index_t u = 0; u < (symmetric ? left : right).positions; ++u) {
-            const double first = value(term.first, t, u) + static_cast<double>(term.offset);
-            total += static_cast<double>(term.scale) * first * (term.second ? value(*term.second, t, u) : 1.0);
-          }
-        }
-      }
-      k[static_cast<std::size_t>(i * cols + j)] = total;
-    }
-  }
-  return k;
+RandomFactor<T> rows(Random& random, index_t examples, index_t outputs, index_t length) {
+  FactorShape shape;
+  shape.outputs = outputs;
+  shape.length = length;
+  return {random, shape, examples, 1};
 }
 
 template <class T>
@@ -82,11 +24,6 @@ std::vector<T> run(const std::vector<Term<T>>& terms, index_t rows, index_t cols
   std::vector<T> out(static_cast<std::size_t>(rows * cols), std::numeric_limits<T>::quiet_NaN());
   gram<T>(terms, {out.data(), rows, cols, cols}, options);
   return out;
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
 template <class T>
@@ -102,39 +39,40 @@ void random_case(Random& random) {
   const index_t right = symmetric ? left : sizes[random.integer(0, largest)];
   const index_t rows = left * outputs, cols = right * outputs;
 
-  std::vector<Matrix<T>> storage;
+  std::vector<RandomTerm<T>> factors;
   std::vector<Term<T>> terms;
-  storage.reserve(16);
-  auto pair = [&](index_t factor_outputs) {
-    const index_t length = random.integer(0, 9) == 0 ? random.integer(250, 600) : random.integer(1, 40);
-    const auto& a = storage.emplace_back(random, left, factor_outputs, length, left_positions).view;
-    if (symmetric) return FactorPair<T>{a, {}};
-    return FactorPair<T>{a, storage.emplace_back(random, right, factor_outputs, length, right_positions).view};
-  };
   for (index_t b = random.integer(1, 3); b > 0; --b) {
-    Term<T> term;
+    RandomTerm<T> term;
+    auto add_pair = [&](index_t factor_outputs) {
+      FactorShape shape;
+      shape.outputs = factor_outputs;
+      shape.length = random.integer(0, 9) == 0 ? random.integer(250, 600) : random.integer(1, 40);
+      term.left.emplace_back(random, shape, left, left_positions);
+      if (!symmetric) term.right.emplace_back(random, shape, right, right_positions);
+    };
     if (!pairs && random.integer(0, 2) == 0) {
-      term.first = pair(outputs);
+      add_pair(outputs);
     } else {
-      term.first = pair(1);
-      term.second = pair(outputs);
+      const bool second_shared = random.integer(0, 3) == 0;
+      add_pair(second_shared ? outputs : 1);
+      add_pair(second_shared ? 1 : outputs);
     }
     term.offset = static_cast<T>(random.integer(0, 1));
     term.scale = static_cast<T>(random.integer(0, 3)) / 2;
-    terms.push_back(term);
+    terms.push_back(term.view());
+    factors.push_back(std::move(term));
   }
 
-  const auto exact = reference(terms, rows, cols, outputs, symmetric);
-  double size = 0;
-  for (const double value : exact) size = std::max(size, std::abs(value));
-  const double tolerance = (std::is_same_v<T, float> ? 1e-5 : 1e-12) * (size + 1);
+  const ExactGram exact = exact_gram(factors, rows, cols);
   for (const auto& isa : available_isas()) {
     GramOptions options;
     options.symmetric = symmetric;
     options.isa = isa;
     options.threads = 1;
     const auto k = run(terms, rows, cols, options);
-    for (std::size_t i = 0; i < k.size(); ++i) CHECK(std::abs(static_cast<double>(k[i]) - exact[i]) <= tolerance);
+    for (std::size_t i = 0; i < k.size(); ++i) {
+      CHECK(std::abs(static_cast<double>(k[i]) - exact.values[i]) <= promise<T> * exact.sizes[i]);
+    }
     if (symmetric) {
       for (index_t i = 0; i < rows; ++i) {
         for (index_t j = 0; j < i; ++j) {
@@ -181,18 +119,21 @@ void several_kernels(Random& random) {
   const index_t n = random.integer(1, 110), kernels = random.integer(2, 11), positions = random.integer(1, 3);
   const bool symmetric = random.integer(0, 1) == 1;
   const index_t m = symmetric ? n : random.integer(1, 110);
-  std::vector<Matrix<T>> storage;
-  storage.reserve(8);
+  std::vector<RandomTerm<T>> factors;
   std::vector<Term<T>> terms;
   for (int b = 0; b < 2; ++b) {
-    const index_t d = random.integer(1, 40);
-    auto pair = [&](index_t outputs) {
-      const auto& left = storage.emplace_back(random, n, outputs, d, positions).view;
-      if (symmetric) return FactorPair<T>{left, {}};
-      return FactorPair<T>{left, storage.emplace_back(random, m, outputs, d, positions).view};
-    };
-    const auto first = pair(1);
-    terms.push_back({first, pair(kernels), 1, T{0.5}});
+    RandomTerm<T> term;
+    FactorShape shape;
+    shape.length = random.integer(1, 40);
+    for (const index_t outputs : {index_t{1}, kernels}) {
+      shape.outputs = outputs;
+      term.left.emplace_back(random, shape, n, positions);
+      if (!symmetric) term.right.emplace_back(random, shape, m, positions);
+    }
+    term.offset = 1;
+    term.scale = T{0.5};
+    terms.push_back(term.view());
+    factors.push_back(std::move(term));
   }
   GramOptions options;
   options.symmetric = symmetric;
@@ -218,21 +159,22 @@ void several_kernels(Random& random) {
 // Rounding to bfloat16 leaves eight bits, whatever the shape.
 void bf16(Random& random) {
   const index_t n = random.integer(1, 130), d = random.integer(1, 700);
-  const Matrix<float> a(random, n, 1, d), b(random, n, 1, d);
-  const std::vector<Term<float>> terms{{{a.view, {}}, FactorPair<float>{b.view, {}}, 1, 1}};
+  std::vector<RandomTerm<float>> factors(1);
+  for (int i = 0; i < 2; ++i) factors[0].left.push_back(rows<float>(random, n, 1, d));
+  factors[0].offset = 1;
+  const std::vector<Term<float>> terms{factors[0].view()};
   GramOptions options;
   options.bf16 = true;
   if (!has_bf16() || active_isa() != "avx512") {
     CHECK_THROWS(InvalidArgument, run(terms, n, n, options));
     return;
   }
-  const auto exact = reference(terms, n, n, 1, true);
+  const ExactGram exact = exact_gram(factors, n, n);
   const auto k = run(terms, n, n, options);
-  const auto diagonal = [&](index_t i) { return exact[static_cast<std::size_t>(i * n + i)]; };
   for (index_t i = 0; i < n; ++i) {
     for (index_t j = 0; j < n; ++j) {
       const auto place = static_cast<std::size_t>(i * n + j);
-      CHECK(std::abs(static_cast<double>(k[place]) - exact[place]) <= 0.02 * std::sqrt(diagonal(i) * diagonal(j)));
+      CHECK(std::abs(static_cast<double>(k[place]) - exact.values[place]) <= 0.02 * exact.sizes[place]);
       CHECK(k[place] == k[static_cast<std::size_t>(j * n + i)]);
     }
   }
@@ -245,7 +187,7 @@ void bf16(Random& random) {
 // More threads than there is work for, and perhaps than the system grants.
 void too_many_threads() {
   Random random(3);
-  const Matrix<double> a(random, 700, 1, 5);
+  const auto a = rows<double>(random, 700, 1, 5);
   const std::vector<Term<double>> terms{{{a.view, {}}, {}, 0, 1}};
   GramOptions options;
   options.threads = 4096;
@@ -256,7 +198,8 @@ void too_many_threads() {
 
 void refusals() {
   Random random(7);
-  const Matrix<double> a(random, 6, 1, 3), d(random, 6, 2, 3), other(random, 5, 2, 3);
+  const auto a = rows<double>(random, 6, 1, 3), d = rows<double>(random, 6, 2, 3),
+             other = rows<double>(random, 5, 2, 3);
   GramOptions options;
   const std::vector<Term<double>> good{{{a.view, {}}, FactorPair<double>{d.view, {}}, 0, 1}};
   run(good, 12, 12, options);
@@ -267,8 +210,11 @@ void refusals() {
                run<double>({{{a.view, {}}, FactorPair<double>{other.view, {}}, 0, 1}}, 12, 12, options));
   CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, {}, 0, 1}}, 12, 12, options));
   // 12 rows may be 6 examples of 2 outputs or 12 of one, but not both at once.
-  const Matrix<double> wide(random, 12, 1, 3);
+  const auto wide = rows<double>(random, 12, 1, 3);
   CHECK_THROWS(InvalidArgument, run<double>({good.front(), {{wide.view, {}}, {}, 0, 1}}, 12, 12, options));
+  options.kernels = 2;
+  CHECK_THROWS(InvalidArgument, run<double>({{{a.view, {}}, {}, 0, 1}}, 12, 12, options));
+  options = {};
   options.isa = "mmx";
   CHECK_THROWS(InvalidArgument, run(good, 12, 12, options));
   options = {};

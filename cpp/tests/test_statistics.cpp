@@ -69,5 +69,6 @@ int main() {
   const std::vector<double> y(3);
   CHECK_THROWS(InvalidArgument, statistics<float>({k.data(), 3, 4, 4}, {y.data(), 1, 3, 3}, {}, {}));
   CHECK_THROWS(InvalidArgument, statistics<float>({k.data(), 3, 4, 4}, {}, {k.data(), 4, 3, 3}, {}));
+  CHECK_THROWS(InvalidArgument, statistics<float>({k.data(), -3, -3, 4}, {}, {}, {}));
   return 0;
 }
