@@ -160,8 +160,9 @@ void run_gram(const std::vector<TermArguments>& arguments, py::array& out, GramO
 }
 
 void bind_gram(const std::vector<TermArguments>& terms, py::array out, bool symmetric, bool accumulate,
-               std::size_t workspace, int threads, const std::string& isa) {
+               std::size_t workspace, int threads, const std::string& isa, bool bf16) {
   GramOptions options;
+  options.bf16 = bf16;
   options.symmetric = symmetric;
   options.accumulate = accumulate;
   options.workspace = workspace;
@@ -218,7 +219,7 @@ py::array_t<double> bind_squared_norms(const FactorArguments& arguments, int thr
 void register_gram(py::module_& m) {
   using namespace py::literals;
   m.def("gram", &bind_gram, "terms"_a, "out"_a, py::kw_only(), "symmetric"_a, "accumulate"_a = false, "workspace"_a = 0,
-        "threads"_a = 0, "isa"_a = "");
+        "threads"_a = 0, "isa"_a = "", "bf16"_a = false);
   m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "kernels"_a = 1, "symmetric"_a,
         "threads"_a = 0);
   m.def("squared_norms", &bind_squared_norms, "factor"_a, py::kw_only(), "threads"_a = 0);

@@ -9,6 +9,7 @@ void register_runtime(py::module_& m) {
   m.def("default_threads", &default_threads);
   m.def("available_isas", &available_isas);
   m.def("active_isa", &active_isa);
+  m.def("has_bf16", &has_bf16);
   m.def(
       "multiply_add_peak",
       [](bool double_precision, int threads, const std::string& isa, bool quick) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/bf16.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/packing.hpp"
 #include "cpu/rows.hpp"
@@ -157,6 +158,12 @@ class Gram {
       auto& factors = factors_.emplace_back();
       factors.first = divide(term.first, options.kernels, options.symmetric);
       if (term.second) factors.second = divide(*term.second, options.kernels, options.symmetric);
+    }
+    if (options.bf16) {
+      const bool usable = std::is_same_v<T, float> && &kernels_ == &kernel_table<T>("avx512");
+      bf16_ = usable ? bf16_kernels() : nullptr;
+      if (bf16_ == nullptr)
+        throw InvalidArgument("gram: bfloat16 needs float32 factors and the AVX512_BF16 instructions");
     }
     kernels_together_ = std::min(options.kernels, most_kernels_together);
     threads_ = static_cast<int>(std::clamp(flops() / flops_per_thread, 1.0, static_cast<double>(threads_)));
@@ -319,6 +326,11 @@ class Gram {
           const index_t per_block = l.panels_per_block(), p = i - (job->end - blocks.size() * per_block);
           pack_panel(kernels_, *job->factor, l, (blocks.begin + p / per_block) * block_examples_, p % per_block,
                      job->packed.data + p * l.panel * l.length, scratch_[static_cast<std::size_t>(worker)]);
+          if constexpr (std::is_same_v<T, float>) {
+            if (bf16_) {
+              bf16_->compress(job->packed.data + p * l.panel * l.length, static_cast<std::size_t>(l.length));
+            }
+          }
         },
         options_.poll);
     return side;
@@ -418,10 +430,22 @@ class Gram {
     index_t row_origin, col_origin, repeat;
   };
 
+  // Pairs of bfloat16 take the place of one element.
+  index_t depth_of(const Packed<T>& factor) const {
+    return bf16_ ? ceil_div(factor.layout.length, 2) : factor.layout.length;
+  }
+
+  auto register_tile(index_t vectors) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (bf16_) return bf16_->inner_products[vectors];
+    }
+    return kernels_.inner_products[vectors];
+  }
+
   // Inner products of a strip of one packed factor with a block of another.
   Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block,
                   const Region& region, T* target, T* run_values) const {
-    const index_t repeat = outputs_ * row_positions_ / left.layout.vectors, length = left.layout.length;
+    const index_t repeat = outputs_ * row_positions_ / left.layout.vectors, length = depth_of(left);
     const Range r{round_down(region.rows.begin / repeat * row_positions_, tile_rows()),
                   ceil_div(region.rows.end, repeat) * row_positions_};
     const Range c{round_down(region.cols.begin / repeat * col_positions_, panel()),
@@ -442,7 +466,7 @@ class Gram {
             const index_t wanted_from = region.diagonal ? round_down(i, row_positions_) : 0;
             const index_t skip = round_down(std::max<index_t>(wanted_from - j, 0), lanes());
             const index_t wanted = std::min(panel(), c.end - j) - skip;
-            const auto inner_products = kernels_.inner_products[ceil_div(wanted, lanes()) - 1];
+            const auto inner_products = register_tile(ceil_div(wanted, lanes()) - 1);
             const T* a = left.panel(row_block, i / panel()) + i % panel();
             T* tile = values + (i - r.begin) * strip_width_ + (j - c.begin) + skip;
             for (index_t step = k; step < k_end; step += depth_step) {
@@ -575,6 +599,7 @@ class Gram {
   MatrixView<T> out_;
   const GramOptions& options_;
   const KernelTable<T>& kernels_;
+  const Bf16Kernels* bf16_ = nullptr;
   int threads_;
   index_t kernels_together_ = 1;
   index_t outputs_ = 1, block_examples_ = 1, block_rows_ = 1, row_blocks_ = 1, col_blocks_ = 1;

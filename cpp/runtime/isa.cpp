@@ -1,5 +1,6 @@
 #include <cstdlib>
 
+#include "cpu/bf16.hpp"
 #include "cpu/dispatch.hpp"
 #include "kernelgrowth/error.hpp"
 #include "kernelgrowth/runtime.hpp"
@@ -12,6 +13,7 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_x86_64_v2;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Bf16Kernels bf16_kernels_avx512;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
 #endif
@@ -52,7 +54,19 @@ const Kernels& kernels(const std::string& isa) {
   throw InvalidArgument(message);
 }
 
+const Bf16Kernels* bf16_kernels() {
+#if defined(__x86_64__)
+  static const bool found = runnable().back() == &kernels_avx512 && __builtin_cpu_supports("avx512bf16");
+  if (found) return &bf16_kernels_avx512;
+#endif
+  return nullptr;
+}
+
 }  // namespace cpu
+
+bool has_bf16() {
+  return cpu::bf16_kernels() != nullptr;
+}
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

@@ -215,6 +215,33 @@ void several_kernels(Random& random) {
   }
 }
 
+// Rounding to bfloat16 leaves eight bits, whatever the shape.
+void bf16(Random& random) {
+  const index_t n = random.integer(1, 130), d = random.integer(1, 700);
+  const Matrix<float> a(random, n, 1, d), b(random, n, 1, d);
+  const std::vector<Term<float>> terms{{{a.view, {}}, FactorPair<float>{b.view, {}}, 1, 1}};
+  GramOptions options;
+  options.bf16 = true;
+  if (!has_bf16() || active_isa() != "avx512") {
+    CHECK_THROWS(InvalidArgument, run(terms, n, n, options));
+    return;
+  }
+  const auto exact = reference(terms, n, n, 1, true);
+  const auto k = run(terms, n, n, options);
+  const auto diagonal = [&](index_t i) { return exact[static_cast<std::size_t>(i * n + i)]; };
+  for (index_t i = 0; i < n; ++i) {
+    for (index_t j = 0; j < n; ++j) {
+      const auto place = static_cast<std::size_t>(i * n + j);
+      CHECK(std::abs(static_cast<double>(k[place]) - exact[place]) <= 0.02 * std::sqrt(diagonal(i) * diagonal(j)));
+      CHECK(k[place] == k[static_cast<std::size_t>(j * n + i)]);
+    }
+  }
+  options.threads = 3;
+  CHECK(same_bits(run(terms, n, n, options), k));
+  options.isa = "scalar";
+  CHECK_THROWS(InvalidArgument, run(terms, n, n, options));
+}
+
 // More threads than there is work for, and perhaps than the system grants.
 void too_many_threads() {
   Random random(3);
@@ -261,6 +288,7 @@ int main() {
     several_kernels<float>(random);
     several_kernels<double>(random);
   }
+  for (int i = 0; i < 20; ++i) bf16(random);
   long_sums();
   too_many_threads();
   refusals();

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kernelgrowth.diagnostics import kernel_target_alignment as kernel_target_alignment
     from kernelgrowth.diagnostics import silent_alignment as silent_alignment
     from kernelgrowth.diagnostics import subspace_overlap as subspace_overlap
+    from kernelgrowth.gradients import ChunkedFeatures as ChunkedFeatures
     from kernelgrowth.gradients import GradientFeatures as GradientFeatures
     from kernelgrowth.gradients import OuterProduct as OuterProduct
     from kernelgrowth.gradients import Rows as Rows
@@ -83,7 +84,7 @@ _HOMES = {
         "silent_alignment",
         "subspace_overlap",
     ),
-    "gradients": ("GradientFeatures", "OuterProduct", "Rows"),
+    "gradients": ("ChunkedFeatures", "GradientFeatures", "OuterProduct", "Rows"),
     "kernels": ("NTKOperator", "empirical_ntk"),
     "spectra": ("eigsh",),
     "tracking": ("History", "NTKTracker", "load_run"),

@@ -36,6 +36,7 @@ struct GramOptions {
   // of the factors that have outputs, and all share the products of those that have one.
   index_t kernels = 1;
   index_t kernel_stride = 0;
+  bool bf16 = false;          // round the vectors to bfloat16, products exact, sums in float; float and AVX-512 only
   bool accumulate = false;    // add to `out` instead of overwriting it
   std::size_t workspace = 0;  // bytes for packed factors and scratch; 0: as many as help
   int threads = 0;            // 0: default_threads()

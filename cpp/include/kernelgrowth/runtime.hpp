@@ -25,4 +25,7 @@ std::vector<std::string> available_isas();
 // The one in use: KERNELGROWTH_ISA if set (InvalidArgument if it cannot run here), else the fastest.
 std::string active_isa();
 
+// Whether this machine multiplies pairs of bfloat16 (AVX512_BF16), and this build knows how.
+bool has_bf16();
+
 }  // namespace kernelgrowth

@@ -27,6 +27,7 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+_LOOKED_AT = 2**20  # entries of which those that are not finite are listed at a time
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -127,13 +128,18 @@ def check_finite(name: str, array: Any) -> None:
     xp = array_namespace(array)
     # One pass that allocates nothing in the good case: a sum is finite only if every entry is (or it overflows).
     with np.errstate(over="ignore", invalid="ignore"):
-        if bool(xp.isfinite(array.sum(dtype=np.float64))):
+        if bool(xp.isfinite(array.sum())):
             return
-    bad = xp.argwhere(~xp.isfinite(array))
-    if len(bad):
-        index = tuple(int(i) for i in bad[0])
-        value = float(array[index])
-        raise ValueError(f"{name} must be finite, got {value} at index {index} ({len(bad)} such value(s))")
+    # A part at a time, for the array may be larger than memory.
+    step = max(1, _LOOKED_AT * len(array) // array.size) if array.ndim else 1
+    count, first = 0, None
+    for begin in range(0, len(array) if array.ndim else 1, step):
+        bad = xp.argwhere(~xp.isfinite(array[begin : begin + step] if array.ndim else array))
+        count += len(bad)
+        if first is None and len(bad):
+            first = tuple(int(i) + (begin if axis == 0 else 0) for axis, i in enumerate(bad[0]))
+    if first is not None:
+        raise ValueError(f"{name} must be finite, got {float(array[first])} at index {first} ({count} such value(s))")
 
 
 def float_dtype(**arrays: Any) -> np.dtype[Any]:

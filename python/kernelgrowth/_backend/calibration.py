@@ -104,16 +104,15 @@ def measure(dtype: str, threads: int) -> Calibration:
 
     columns = int((FRESH_OUTPUT_BYTES / np.dtype(dtype).itemsize) ** 0.5)
     terms = [native.GramTerm(native.Factor(normal(columns, 1, 1)))]
-    start = time.perf_counter()
-    output = np.empty((columns, columns), dtype)
-    native.gram(terms, output, symmetric=True, threads=threads)
-    first_touch = time.perf_counter() - start
+    first_touch = _fastest(
+        lambda: native.gram(terms, np.empty((columns, columns), dtype), symmetric=True, threads=threads), 0.15
+    )
     return Calibration(
         multiply_add_peak=peak,
         copy_bandwidth=bandwidth,
         gram_efficiency=gram_operations(n, n, length, symmetric=True) / (gram * peak),
         expansion_efficiency=operations / (writing * peak),
-        output_bandwidth=output.nbytes / first_touch,
+        output_bandwidth=columns**2 * np.dtype(dtype).itemsize / first_touch,
         call_seconds=call,
     )
 
@@ -124,9 +123,9 @@ def gram_operations(rows: int, columns: int, length: int, *, symmetric: bool) ->
     return 2.0 * pairs * length
 
 
-def _fastest(call: Callable[[], None]) -> float:
-    """Return the shortest time of a call, over calls for a twentieth of a second."""
-    best, end = float("inf"), time.perf_counter() + 0.05
+def _fastest(call: Callable[[], None], duration: float = 0.05) -> float:
+    """Return the shortest time of a call, over calls for `duration` seconds."""
+    best, end = float("inf"), time.perf_counter() + duration
     while True:
         start = time.perf_counter()
         call()

@@ -34,6 +34,7 @@ __all__ = [
     "copy_bandwidth",
     "gram",
     "gram_workspace",
+    "has_bf16",
     "im2col",
     "info",
     "kernel_statistics",
@@ -122,6 +123,11 @@ def num_threads(requested: int | None = None) -> int:
     return check_integer("num_threads", requested, minimum=1, maximum=4096)
 
 
+def has_bf16() -> bool:
+    """Whether this machine multiplies pairs of bfloat16 numbers, and the instruction set in use allows it."""
+    return _core.has_bf16() and _core.active_isa() == "avx512"
+
+
 def active_isa() -> str:
     """Return the instruction set in use: KERNELGROWTH_ISA, else the fastest that this machine runs."""
     return _core.active_isa()
@@ -140,6 +146,7 @@ def gram(
     workspace: int = 0,
     threads: int | None = None,
     isa: str = "",
+    bf16: bool = False,
 ) -> None:
     """Write (or add) the sum of `terms` to `out`, rows example-major.
 
@@ -160,6 +167,8 @@ def gram(
         The bits of the result do not depend on it.
     isa : str
         Instruction set; empty for the active one.
+    bf16 : bool
+        Round float32 vectors to bfloat16 before they are multiplied; needs `has_bf16`.
     """
     _core.gram(
         _lower(terms),
@@ -169,6 +178,7 @@ def gram(
         workspace=workspace,
         threads=num_threads(threads),
         isa=isa,
+        bf16=bf16,
     )
 
 

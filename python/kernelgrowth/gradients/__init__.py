@@ -1,6 +1,7 @@
 """Gradient features: structured per-example gradients, and who makes them."""
 
+from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct, Rows
 from kernelgrowth.gradients.network import HasGradientFactors, from_net
 
-__all__ = ["Block", "GradientFeatures", "HasGradientFactors", "OuterProduct", "Rows", "from_net"]
+__all__ = ["Block", "ChunkedFeatures", "GradientFeatures", "HasGradientFactors", "OuterProduct", "Rows", "from_net"]

@@ -9,7 +9,7 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth._backend.native import Factor, FactorSide, GramTerm, OuterProductRows, WeightedRows
 
-__all__ = ["LoweredBlock", "Pair", "expanded", "explicit_rows", "hadamard"]
+__all__ = ["LoweredBlock", "Pair", "expanded", "explicit_rows", "hadamard", "position_pairs"]
 
 Pair = tuple[FloatArray, FloatArray]
 
@@ -33,7 +33,8 @@ class LoweredBlock:
     name : str
     strategy : str
         "hadamard" for `(A Aᵀ + offset) ∘ (D Dᵀ)`; "rows" for one-factor terms, the pieces of long rows; "expand" for
-        gradients that are written out while they are packed, in pieces.
+        gradients that are written out while they are packed, in pieces; "pairs" for
+        `Σ_tu (a_t·a_u + offset)(δ_t·δ_u)` over all pairs of positions.
     terms : tuple of GramTerm
     nbytes, itemsize : int
         Bytes of the features, and of one number.
@@ -63,6 +64,22 @@ def hadamard(name: str, pairs: tuple[Pair, ...], scale: float, fold: bool, bias:
     backprops = Factor(*(_fold(d[:, :, 0]) if fold else d[:, :, 0] for _, d in pairs))
     term = GramTerm(activations, backprops, offset=float(bias), scale=scale)
     return LoweredBlock(name, "hadamard", (term,), sum(a.nbytes + d.nbytes for a, d in pairs), pairs[0][0].itemsize)
+
+
+def position_pairs(name: str, pairs: tuple[Pair, ...], scale: float, fold: bool, bias: bool) -> LoweredBlock:
+    """Return a weight used at several positions as a sum over all pairs of them: the gradients are never written out.
+
+    With `fold`, the backprops of all outputs are one longer vector, for which they are copied.
+    """
+
+    def folded(d: FloatArray) -> FloatArray:
+        n, _, positions, _ = d.shape
+        return d.transpose(0, 2, 1, 3).reshape(n, 1, positions, -1) if fold else d
+
+    activations = Factor(*(a[:, None] for a, _ in pairs))
+    backprops = Factor(*(folded(d) for _, d in pairs))
+    term = GramTerm(activations, backprops, offset=float(bias), scale=scale)
+    return LoweredBlock(name, "pairs", (term,), sum(a.nbytes + d.nbytes for a, d in pairs), pairs[0][0].itemsize)
 
 
 def explicit_rows(

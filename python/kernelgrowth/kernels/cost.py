@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kernelgrowth._backend.calibration import Calibration, gram_operations
 from kernelgrowth._backend.native import OuterProductRows
 from kernelgrowth.kernels.blocks import LoweredBlock
+from kernelgrowth.kernels.strategy import Shape
 
 __all__ = ["Cost", "count_cost", "pass_seconds"]
 
@@ -28,6 +29,8 @@ class Cost:
         Operations of the Gram as it is carried out.
     expansion_operations : float
         Operations of writing gradients out.
+    pair_operations : float
+        Work of sums over pairs of positions, in operations at the machine's ceiling.
     moved_bytes : int
         Bytes read, some of them several times, and written to pack the factors.
     """
@@ -36,6 +39,7 @@ class Cost:
     feature_bytes: int
     gram_operations: float
     expansion_operations: float
+    pair_operations: float
     moved_bytes: int
 
     def seconds(self, rates: Calibration) -> float:
@@ -43,12 +47,15 @@ class Cost:
         return (
             self.gram_operations / (rates.gram_efficiency * rates.multiply_add_peak)
             + self.expansion_operations / (rates.expansion_efficiency * rates.multiply_add_peak)
+            + self.pair_operations / rates.multiply_add_peak
             + self.moved_bytes / rates.copy_bandwidth
         )
 
 
 def count_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
     """Count what a block needs."""
+    if block.strategy == "pairs":
+        return _pairs_cost(block, symmetric=symmetric)
     flops = moved = 0
     operations = expansion = 0.0
     for factor in (factor for term in block.terms for factor in term[:2] if factor is not None):
@@ -66,7 +73,22 @@ def count_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
                 moved += side.activations.nbytes + side.backprops.nbytes + packed
             else:
                 moved += 2 * packed
-    return Cost(flops, block.nbytes, operations, expansion, moved)
+    return Cost(flops, block.nbytes, operations, expansion, 0.0, moved)
+
+
+def _pairs_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
+    (term,) = block.terms
+    activations, backprops = (
+        [side.shape for side in factor or () if side is not None] for factor in (term.first, term.second)
+    )
+    (n, outputs, t, rows), (m, _, u, _) = backprops[0], backprops[-1]
+    columns = activations[0][3] + int(term.offset)
+    shape = Shape((n, m), (t, u), outputs, 1, columns, rows, block.itemsize)
+    pairs = n * (n + 1) // 2 if symmetric else n * m
+    # Two products, and three operations to combine and add them.
+    flops = pairs * t * u * (2 * activations[0][3] + outputs**2 * (2 * rows + 3))
+    operations = 2 * shape.position_pairs_work() / (block.itemsize / 4) / (2 if symmetric else 1)
+    return Cost(flops, block.nbytes, 0.0, 0.0, operations, 0)
 
 
 def pass_seconds(shape: tuple[int, int], itemsize: int, passes: int, rates: Calibration) -> float:

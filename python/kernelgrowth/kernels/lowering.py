@@ -12,7 +12,8 @@ from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
-from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard
+from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard, position_pairs
+from kernelgrowth.kernels.strategy import Shape, choose
 
 __all__ = [
     "OUTPUTS",
@@ -36,6 +37,14 @@ class Problem:
     dtype: np.dtype[Any]
     symmetric: bool
     copied_bytes: int
+
+
+def _sum_over_outputs(array: FloatArray) -> FloatArray:
+    # One after another: the order in which NumPy's sum adds depends on the number of examples and on the layout.
+    result = array[:, :1].copy()
+    for c in range(1, array.shape[1]):
+        result += array[:, c : c + 1]
+    return result
 
 
 def check_pair(feats: Any, feats2: Any) -> None:
@@ -103,8 +112,13 @@ def lower(
     outputs: str,
     roots: Preconditioner,
     memory_limit: int,
+    *,
+    examples: tuple[int, int] | None = None,
 ) -> list[Problem]:
     """Return the matrices that `outputs` asks for: one for each output in the "diagonal" mode, else a single one.
+
+    `examples` are those of the whole kernel's sides where `feats` and `feats2` are parts of them: what is chosen for
+    the whole is used for each part, so that its entries do not depend on how it was divided.
 
     Raises
     ------
@@ -113,7 +127,10 @@ def lower(
     """
     if feats.num_outputs == 1:
         outputs = "full"
-    copied = _copied_bytes(feats, feats2, outputs, roots)
+    fold = outputs in ("trace", "mean_trace")
+    kept = feats.num_outputs if outputs == "full" else 1
+    strategies = _strategies(feats, feats2, roots, examples, kept, fold)
+    copied = _copied_bytes(feats, feats2, outputs, roots, strategies)
     if copied > memory_limit:
         raise MemoryLimitError(
             f"outputs={outputs!r} needs {format_bytes(copied)} of copied features and weights, but memory_limit is "
@@ -123,34 +140,72 @@ def lower(
         )
     if outputs == "diagonal":
         choices = [slice(c, c + 1) for c in range(feats.num_outputs)]
-        return [_problem(feats, feats2, roots, select=choice, copied_bytes=copied) for choice in choices]
-    fold = outputs in ("trace", "mean_trace")
+        return [_problem(feats, feats2, roots, strategies, select=choice, copied_bytes=copied) for choice in choices]
     scale = 1.0 / feats.num_outputs if outputs == "mean_trace" else 1.0
     total = outputs == "sum_logits"
-    return [_problem(feats, feats2, roots, fold=fold, total=total, scale=scale, copied_bytes=copied)]
+    return [_problem(feats, feats2, roots, strategies, fold=fold, total=total, scale=scale, copied_bytes=copied)]
 
 
-def _copied_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str, roots: Preconditioner) -> int:
+def _copied_bytes(
+    feats: GradientFeatures,
+    feats2: GradientFeatures | None,
+    outputs: str,
+    roots: Preconditioner,
+    strategies: Mapping[str, str],
+) -> int:
     # Each piece has its weights side by side, in the "trace" once for every output that it folds.
     copies = feats.num_outputs if outputs in ("trace", "mean_trace") else 1
     count = copies * sum(array.nbytes for name in feats for array in roots.get(name, ()))
     for side in (feats,) if feats2 is None else (feats, feats2):
-        for block in side.values():
+        for name, block in side.items():
             array = block.backprops if isinstance(block, OuterProduct) else block.rows
-            one_position = not isinstance(block, OuterProduct) or block.num_positions == 1
             if outputs == "sum_logits":
                 count += array.nbytes // array.shape[1]
-            elif outputs in ("trace", "mean_trace") and one_position:
+            elif outputs in ("trace", "mean_trace") and strategies[name] != "expand":
                 # Outputs side by side in memory are one longer vector as they stand.
-                adjacent = array.strides[-1] * array.shape[-1] == array.strides[1]
+                adjacent = array.strides[-1] * array.shape[-1] == array.strides[1] and strategies[name] != "pairs"
                 count += 0 if adjacent else array.nbytes
     return count
+
+
+def _strategies(
+    feats: GradientFeatures,
+    feats2: GradientFeatures | None,
+    roots: Preconditioner,
+    examples: tuple[int, int] | None,
+    kept: int,
+    fold: bool,
+) -> dict[str, str]:
+    """Return how each block is computed; `kept` outputs are told apart, all are folded into one row with `fold`."""
+    others = feats if feats2 is None else feats2
+    chosen = {}
+    for name, left in feats.items():
+        right = others[name]
+        if not isinstance(left, OuterProduct) or not isinstance(right, OuterProduct):
+            chosen[name] = "rows"
+        elif roots.get(name):
+            chosen[name] = "expand"
+        elif left.num_positions == right.num_positions == 1:
+            chosen[name] = "hadamard"
+        else:
+            shape = Shape(
+                examples=examples or (left.num_examples, right.num_examples),
+                positions=(left.num_positions, right.num_positions),
+                outputs=kept,
+                folded=left.num_outputs if fold else 1,
+                columns=left.activations.shape[2] + int(left.bias),
+                rows=left.backprops.shape[3],
+                itemsize=left.dtype.itemsize,
+            )
+            chosen[name] = choose(shape)
+    return chosen
 
 
 def _problem(
     feats: GradientFeatures,
     feats2: GradientFeatures | None,
     roots: Preconditioner,
+    strategies: Mapping[str, str],
     *,
     select: slice | None = None,
     total: bool = False,
@@ -161,8 +216,9 @@ def _problem(
     def outputs_of(array: FloatArray) -> FloatArray:
         if select is not None:
             return array[:, select]
-        return array.sum(axis=1, keepdims=True) if total else array
+        return _sum_over_outputs(array) if total else array
 
+    kept = 1 if fold or total or select is not None else feats.num_outputs
     both = (feats,) if feats2 is None else (feats, feats2)
     blocks: list[LoweredBlock] = []
     for name in feats:
@@ -175,12 +231,13 @@ def _problem(
             blocks.append(explicit_rows(name, rows, weights, block_scale, fold))
             continue
         pairs = tuple((s.activations, outputs_of(s.backprops)) for s in sides if isinstance(s, OuterProduct))
-        if weights or any(a.shape[1] > 1 for a, _ in pairs):
+        if strategies[name] == "expand":
             blocks.append(expanded(name, pairs, weights, block_scale, fold, first.bias))
+        elif strategies[name] == "pairs":
+            blocks.append(position_pairs(name, pairs, block_scale, fold, first.bias))
         else:
             blocks.append(hadamard(name, pairs, block_scale, fold, first.bias))
 
-    kept = 1 if fold or total or select is not None else feats.num_outputs
     columns = (feats if feats2 is None else feats2).num_examples
     shape = (feats.num_examples * kept, columns * kept)
     return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,20 @@ from kernelgrowth._backend import native
 from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.memory import resolve_memory_limit
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.chunked import ChunkedFeatures
+from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_preconditioner, lower
+from kernelgrowth.kernels.outputs import check_out, has_rows, progress_file, result_shape
 from kernelgrowth.kernels.plan import Plan, make_plan
+from kernelgrowth.kernels.tiles import TiledKernel
 
 __all__ = ["OUTPUTS", "empirical_ntk"]
 
 
 def empirical_ntk(
-    feats: GradientFeatures,
-    feats2: GradientFeatures | None = None,
+    feats: GradientFeatures | ChunkedFeatures,
+    feats2: GradientFeatures | ChunkedFeatures | None = None,
     *,
     outputs: str = "full",
     per_layer: bool = False,
@@ -30,74 +34,104 @@ def empirical_ntk(
     memory_limit: int | None = None,
     preconditioner: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
+    resume: bool = False,
+    progress: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Return the empirical neural tangent kernel, `K = Σ_b scale_b J_b J_bᵀ`, exactly.
 
     Parameters
     ----------
-    feats : GradientFeatures
-        N1 examples, C outputs.
-    feats2 : GradientFeatures, optional
+    feats : GradientFeatures or ChunkedFeatures
+        N1 examples, C outputs. Arrays may be `numpy.memmap`s, which are read a part at a time.
+    feats2 : GradientFeatures or ChunkedFeatures, optional
         N2 examples for a rectangular kernel; None means symmetric, and then the result is symmetric to the bit.
     outputs : {"full", "trace", "mean_trace", "diagonal", "sum_logits"}
         Shape of the result: "full" (N1, N2, C, C); "trace", the sum over c of K_cc, (N1, N2); "mean_trace", that
         divided by C; "diagonal" (C, N1, N2); "sum_logits", the kernel of Σ_c f_c, (N1, N2).
         With C = 1 it is (N1, N2) in every mode.
     per_layer : bool
-        Return a dict from block name to that block's kernel instead of their sum.
-    out : ndarray, optional
+        Return a dict from block name to that block's kernel instead of their sum; not of `ChunkedFeatures`.
+    out : array_like, optional
         Written and returned instead of a new array: of the result's shape and dtype, writable, sharing no memory with
-        the features. Not together with `per_layer`.
+        the features. Any array with `shape`, `dtype` and assignment to slices (a `numpy.memmap`, Zarr, h5py): such an
+        array gets the kernel in square tiles, of as many examples as fit into `memory_limit` and in multiples of
+        `out.shards` or `out.chunks` where it has them, each as soon as it is finished. Not together with `per_layer`.
     memory_limit : int, optional
-        Bytes the call may take, its result included; half of the available memory by default.
+        Bytes the call may take, its result included, `out` not; half of the available memory by default. What
+        `out` takes for itself to store a tile is not counted.
     preconditioner : mapping of str to ndarray, optional
         Non-negative diagonal η by block, of the parameter's shape ((d_out, d_in), or a tuple of that and (d_out,) for
         a layer with bias, or (p,)): the kernel is then `J diag(η) Jᵀ`.
     num_threads : int, optional
         The bits of the result do not depend on it.
+    resume : bool
+        Leave out the tiles that are finished according to `progress`, if that file exists. The result has the bits of
+        an uninterrupted call on the same machine. Finished tiles that `out` no longer holds are computed again, with
+        a `RuntimeWarning`.
+    progress : path-like, optional
+        A small file that lists the finished tiles; a tile is listed after it was written and, where `out` has a
+        method `flush`, flushed. By default `<filename>.progress` beside a `numpy.memmap`, and none for other arrays.
+        It is left when the kernel is complete, and overwritten with `resume=False`.
 
     Returns
     -------
     ndarray, or dict of str to ndarray
         Of the features' dtype and array library. The "full" result is a view of the (N1·C, N2·C) matrix with
-        example-major rows that `NTKOperator.gram` returns.
+        example-major rows that `NTKOperator.gram` returns. Or `out`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is unusable; the message names it. Also if the kernel leaves the range of its dtype.
+        If an argument is unusable; the message names it. Also if the kernel leaves the range of its dtype, if
+        `progress` belongs to other features, parameters or settings, or if `ChunkedFeatures` do not repeat themselves.
     MemoryLimitError
-        If the smallest plan does not fit `memory_limit`; nothing has been computed then.
+        If the smallest plan does not fit `memory_limit`, or with `resume` the tiles of the interrupted call do not;
+        nothing has been computed then.
+    RunFolderError
+        If another process holds the progress file.
 
     Notes
     -----
     A dense layer costs `N²(d_in + C² d_out)` flops in the symmetric case instead of the `N² C² d_in d_out` of expanded
-    gradients. Within 1e-5 (float32) or 1e-12 (float64) of `sqrt(K_ii K_jj)`.
+    gradients. Within 1e-5 (float32) or 1e-12 (float64) of `sqrt(K_ii K_jj)`. Tiles change no bit of it.
     """
-    check_pair(feats, feats2)
     check_choice("outputs", outputs, OUTPUTS)
-    roots = check_preconditioner(feats, preconditioner)
+    chunked = [name for name, side in (("feats", feats), ("feats2", feats2)) if isinstance(side, ChunkedFeatures)]
+    if not isinstance(feats, ChunkedFeatures) and not isinstance(feats2, ChunkedFeatures):
+        check_pair(feats, feats2)
+    for name, side in (("feats", feats), ("feats2", feats2)):
+        if chunked and not isinstance(side, ChunkedFeatures | GradientFeatures | None):
+            raise TypeError(f"{name} must be GradientFeatures or ChunkedFeatures, got {type(side).__name__}")
+    if per_layer and chunked:
+        raise ValueError(f"per_layer=True wants GradientFeatures, but {chunked[0]} are ChunkedFeatures")
+    if per_layer and out is not None:
+        raise ValueError("out cannot be given with per_layer=True, which returns one kernel for each block")
+    if out is None and (resume or progress is not None):
+        raise ValueError("resume and progress need out, an array that outlives the call")
+    file = None
+    shape = result_shape(feats, feats2, outputs)
+    if out is not None:
+        check_out(out, shape, feats, feats2)
+        file = progress_file(out, progress, resume)
     limit = resolve_memory_limit(memory_limit)
     threads = native.num_threads(num_threads)
-    if not per_layer:
-        if out is not None:
-            _check_out(out, feats, feats2, outputs)
-        (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads)
-        result = job.compute()
-        return result if out is not None else like(result, _source(next(iter(feats.blocks.values()))))
-    if out is not None:
-        raise ValueError("out cannot be given with per_layer=True, which returns one kernel for each block")
-    jobs = _prepare([_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads)
-    return {name: like(job.compute(), _source(feats[name])) for name, job in zip(feats, jobs, strict=True)}
-
-
-def result_shape(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> tuple[int, ...]:
-    """Return the shape of `empirical_ntk`'s result."""
-    n1, n2 = feats.num_examples, (feats if feats2 is None else feats2).num_examples
-    c = feats.num_outputs
-    if c == 1 or outputs in ("trace", "mean_trace", "sum_logits"):
-        return (n1, n2)
-    return (c, n1, n2) if outputs == "diagonal" else (n1, n2, c, c)
+    if (
+        isinstance(feats, ChunkedFeatures)
+        or isinstance(feats2, ChunkedFeatures)
+        or file is not None
+        or not (out is None or has_rows(out))
+    ):
+        tiled = TiledKernel(feats, feats2, outputs, preconditioner, shape, memory_limit=limit, threads=threads)
+        target = tiled.allocate() if out is None else out
+        tiled.fill(target, progress=file, resume=resume)
+        return tiled.like_features(target) if out is None else out
+    roots = check_preconditioner(feats, preconditioner)
+    if per_layer:
+        jobs = _prepare([_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads)
+        return {name: like(job.compute(), feats[name].source) for name, job in zip(feats, jobs, strict=True)}
+    (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads)
+    result = job.compute()
+    return out if out is not None else like(result, next(iter(feats.blocks.values())).source)
 
 
 def _result_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> int:
@@ -113,50 +147,6 @@ def _select(
     )
 
 
-def _source(block: Block) -> Any:
-    """Return the array as the user gave it, which tells the library that results go back to."""
-    return block.source
-
-
-def _arrays(feats: GradientFeatures) -> list[FloatArray]:
-    arrays: list[FloatArray] = []
-    for block in feats.blocks.values():
-        arrays += [block.activations, block.backprops] if isinstance(block, OuterProduct) else [block.rows]
-    return arrays
-
-
-def _check_out(out: Any, feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> None:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-    shape = result_shape(feats, feats2, outputs)
-    if out.shape != shape:
-        raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    if out.dtype != feats.dtype:
-        raise TypeError(f"out must be {feats.dtype} like the features, got {out.dtype}")
-    if not out.flags.writeable:
-        raise ValueError("out is read-only")
-    if _overlaps_itself(out):
-        raise ValueError(f"out overlaps itself in memory: strides {out.strides} for shape {shape}")
-    inputs = _arrays(feats) + ([] if feats2 is None else _arrays(feats2))
-    if any(_overlap(out, array) for array in inputs):
-        raise ValueError("out overlaps the features in memory")
-
-
-def _overlaps_itself(array: FloatArray) -> bool:
-    """Whether two entries may share bytes: sorted by stride, each dimension must step over all inner ones."""
-    span = array.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
-        if stride < span:
-            return True
-        span = stride * (length - 1) + span
-    return False
-
-
-def _overlap(a: FloatArray, b: FloatArray) -> bool:
-    # Exact for interleaved views too; both are plain strided blocks, which the search decides at once.
-    return bool(np.may_share_memory(a, b) and np.shares_memory(a, b))
-
-
 @dataclass(frozen=True)
 class _Job:
     """A kernel ready to be computed: planned, and known to fit."""
@@ -165,14 +155,12 @@ class _Job:
     plans: list[Plan]
     shape: tuple[int, ...]
     out: FloatArray | None
-    in_place: bool
 
     def compute(self) -> FloatArray:
         stacked = len(self.problems) > 1
         first = self.problems[0]
-        if self.out is not None and self.in_place:
-            target = self.out
-        else:
+        target = self.out
+        if target is None:
             target = np.empty((len(self.problems), *first.shape) if stacked else first.shape, first.dtype)
         for i, (problem, plan) in enumerate(zip(self.problems, self.plans, strict=True)):
             matrix = target[i] if stacked else target
@@ -181,10 +169,7 @@ class _Job:
         if len(self.shape) == 4:
             n1, n2, c, _ = self.shape
             target = target.reshape(n1, c, n2, c).transpose(0, 2, 1, 3)
-        if self.out is None or self.in_place:
-            return target
-        self.out[...] = target
-        return self.out
+        return target
 
 
 def _prepare(
@@ -198,15 +183,14 @@ def _prepare(
     """Plan all kernels of a call, each beside the results of all the others."""
     lowered = [lower(*pair, outputs, roots, limit) for pair in pairs]
     shapes = [result_shape(*pair, outputs) for pair in pairs]
-    # A given `out` is written in place where its rows are contiguous; the "full" layout never is, seen as a matrix.
-    in_place = out is not None and out.ndim < 4 and out.strides[-1] == out.itemsize
-    results = 0 if in_place else sum(_result_bytes(*pair, outputs) for pair in pairs)
-    copied = sum(problem.copied_bytes for problems in lowered for problem in problems)
+    held = sum(root.nbytes for arrays in roots.values() for root in arrays)
+    held += sum(problem.copied_bytes for problems in lowered for problem in problems)
+    if out is None:
+        held += sum(_result_bytes(*pair, outputs) for pair in pairs)
     jobs = []
     for problems, shape in zip(lowered, shapes, strict=True):
         plans = [
-            make_plan(p, output_bytes=results + copied - p.copied_bytes, memory_limit=limit, threads=threads)
-            for p in problems
+            make_plan(p, output_bytes=held - p.copied_bytes, memory_limit=limit, threads=threads) for p in problems
         ]
-        jobs.append(_Job(problems, plans, shape, out, in_place))
+        jobs.append(_Job(problems, plans, shape, out))
     return jobs

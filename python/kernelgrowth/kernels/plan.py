@@ -34,7 +34,7 @@ class BlockPlan:
     name : str
     strategy : str
         "hadamard": the entrywise product of two Grams; "rows": one Gram of explicit rows; "expand": gradients written
-        out in pieces while they are packed, and Grams of those.
+        out in pieces while they are packed, and Grams of those; "pairs": two Grams over all pairs of positions.
     terms : int
         Parts in which it is added to the kernel.
     cost : Cost
@@ -134,7 +134,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     """
     fixed = output_bytes + problem.copied_bytes
     terms = [term for block in problem.blocks for term in block.terms]
-    minimum = _workspace(problem, terms, threads).one_term
+    minimum = max(_workspace(problem, list(same), threads).one_term for _, same in itertools.groupby(terms, _kind))
     if fixed + minimum > memory_limit:
         needed = fixed + minimum
         raise MemoryLimitError(
@@ -168,23 +168,27 @@ def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> nat
     return native.gram_workspace(terms, problem.shape, symmetric=problem.symmetric, threads=threads)
 
 
-def _written_out(term: GramTerm) -> bool:
-    return isinstance(term.first.left, OuterProductRows)
+def _kind(term: GramTerm) -> tuple[int, ...] | bool:
+    """Return what terms of one pass have in common: whether they are written out, or their positions."""
+    left, right = term.first
+    if isinstance(left, OuterProductRows):
+        return True
+    return tuple(side.shape[2] for side in (left, right) if side is not None and len(side.shape) == 4)
 
 
 def _passes(problem: Problem, terms: Sequence[GramTerm], allowed: int, threads: int) -> list[int]:
-    """Return how many terms go into each pass, in their order: as many as fit, expanded ones apart from others."""
+    """Return how many terms go into each pass, in their order: as many as fit, each kind apart from others."""
 
     def fits(part: Sequence[GramTerm]) -> bool:
         minimum, full, _ = _workspace(problem, part, threads)
         # With less than all the workspace that helps, vectors would be written out several times.
-        return full <= min(allowed, EXPANDED_BYTES) if _written_out(part[0]) else minimum <= allowed
+        return full <= min(allowed, EXPANDED_BYTES) if _kind(part[0]) is True else minimum <= allowed
 
     counts: list[int] = []
     begin = 0
     while begin < len(terms):
         end = begin + 1
-        while end < len(terms) and _written_out(terms[end]) == _written_out(terms[begin]):
+        while end < len(terms) and _kind(terms[end]) == _kind(terms[begin]):
             end += 1
         while end - begin > 1 and not fits(terms[begin:end]):
             end = begin + (end - begin + 1) // 2

@@ -1,137 +1,289 @@
-"""The kernel tile by tile, for whoever needs all of it once and cannot or need not keep it."""
+"""Kernels larger than memory: computed in tiles of examples, each written to its place as soon as it is finished."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.errors import MemoryLimitError
+from kernelgrowth._backend.memory import format_bytes
+from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import GradientFeatures
+from kernelgrowth.gradients.identity import array_checksum, layout
 from kernelgrowth.kernels.evaluate import check_range, evaluate
-from kernelgrowth.kernels.lowering import Problem, lower
+from kernelgrowth.kernels.examples import Examples, Source
+from kernelgrowth.kernels.lowering import Problem, check_pair, check_preconditioner, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
+from kernelgrowth.kernels.progress import Progress
+from kernelgrowth.kernels.tile_grid import aligned, edges, order, pieces, write_unit
 
-__all__ = ["Tile", "TiledKernel", "add_products"]
+__all__ = ["TiledKernel"]
 
-# Rows and columns of a tile: whole examples, so many by the shape of the kernel alone.
-_ROWS = 1024
+# More bytes (4096 rows in float32) make a tile hardly any faster, and what a kill loses is one tile.
+LARGEST_TILE = 64 * 2**20
 
-
-@dataclass(frozen=True)
-class Tile:
-    """`values` are the kernel's `rows` x `columns`; a tile `mirrored` stands for its transpose below the diagonal too.
-
-    The values are overwritten by the next tile.
-    """
-
-    rows: slice
-    columns: slice
-    values: FloatArray
-    mirrored: bool
+Range = tuple[int, int]
 
 
 class TiledKernel:
-    """A kernel that is computed in tiles, in a fixed order; of a symmetric one, those on and above the diagonal."""
+    """A kernel that is written tile by tile, with the bits that it would have as a whole.
+
+    Parameters
+    ----------
+    feats, feats2, outputs, preconditioner
+        As in `empirical_ntk`.
+    shape : tuple of int
+        Of the result.
+    memory_limit, threads : int
+    """
 
     def __init__(
         self,
-        feats: GradientFeatures,
-        feats2: GradientFeatures | None,
+        feats: Source,
+        feats2: Source | None,
         outputs: str,
-        roots: Mapping[str, tuple[FloatArray, ...]],
+        preconditioner: Mapping[str, Any] | None,
+        shape: tuple[int, ...],
+        *,
+        memory_limit: int,
+        threads: int,
     ) -> None:
-        self._feats, self._feats2, self._outputs, self._roots = feats, feats2, outputs, roots
-        self._rows_each = feats.num_outputs if outputs == "full" else 1
-        self._examples = max(1, _ROWS // self._rows_each)
+        sources = (feats, feats if feats2 is None else feats2)
+        self._examples = Examples(*sources)
+        self._symmetric = feats2 is None
+        head = self._examples.head(0)
+        check_pair(head, None if self._symmetric else self._examples.head(1))
+        self._roots = check_preconditioner(head, preconditioner)
+        self._held = self._examples.held_bytes + sum(root.nbytes for pair in self._roots.values() for root in pair)
+        self._outputs, self._shape, self._dtype = outputs, shape, feats.dtype
+        self._limit, self._threads = memory_limit, threads
+        self._counts = tuple(source.num_examples for source in sources)
+        self._chunks = tuple(source.chunk_size if isinstance(source, ChunkedFeatures) else None for source in sources)
+        # A tile is a matrix with `_kept` rows an example, or in the "diagonal" mode `_layers` such matrices.
+        self._layers = shape[0] if len(shape) == 3 else 1
+        self._kept = shape[3] if len(shape) == 4 else 1
 
-    def plans(self, memory_limit: int) -> list[tuple[Plan, int]]:
-        """Return a plan for each kind of tile and how many there are of it; tiles of a kind have the same shapes.
+    def allocate(self) -> FloatArray:
+        """Return an array for the kernel in memory, which counts from now on."""
+        size = math.prod(self._shape) * self._dtype.itemsize
+        if self._held + size > self._limit:
+            raise MemoryLimitError(
+                f"a kernel of shape {self._shape} in {self._dtype} needs {format_bytes(size)}, beside "
+                f"{format_bytes(self._held)} of features and preconditioner, but memory_limit is "
+                f"{format_bytes(self._limit)}: give out, an array on disk",
+                needed=self._held + size,
+                limit=self._limit,
+            )
+        self._held += size
+        return np.empty(self._shape, self._dtype)
 
-        Raises
-        ------
-        MemoryLimitError
-            If a tile does not fit `memory_limit`.
-        """
-        plans, refusals = [], []
-        for rows, columns, count in self._kinds():
-            try:
-                plans.append((self._planned(rows, columns, memory_limit)[1], count))
-            except MemoryLimitError as error:
-                refusals.append(error)
-        if refusals:
-            raise max(refusals, key=lambda error: error.needed)
-        return plans
+    def like_features(self, result: FloatArray) -> Any:
+        """Return a result as the kind of array that the features were given as."""
+        block = next(iter(self._examples.at_hand().values()))
+        return like(result, block.source)
 
-    def tile_bytes(self) -> int:
-        """Return the bytes of the largest tile."""
-        columns = (self._feats if self._feats2 is None else self._feats2).num_examples
-        rows = min(self._examples, self._feats.num_examples) * self._rows_each
-        return rows * min(self._examples, columns) * self._rows_each * self._feats.dtype.itemsize
+    def fill(self, out: Any, *, progress: str | None, resume: bool) -> None:
+        """Write the kernel to `out`, which has the result's shape and dtype; see `empirical_ntk`."""
+        unit = write_unit(out, self._shape)
+        copies = 1 if isinstance(out, np.ndarray) else 2
+        if progress is None:
+            tile = self._choose_tile(unit, copies)
+            self._fill(out, tile, unit, copies, None)
+            return
+        header = self._header(unit)
+        with ExitStack() as stack:
+            record = stack.enter_context(Progress(progress)) if resume else None
+            if record is not None and record.header is not None:
+                tile = int(record.header["tile"])
+                record.check(header)
+                self._fit(tile, copies)
+                record.resume()
+            else:
+                # Before the file of an earlier computation is touched.
+                tile = self._choose_tile(unit, copies)
+                record = record or stack.enter_context(Progress(progress))
+                record.begin({**header, "tile": tile})
+            self._fill(out, tile, unit, copies, record)
+            record.complete()
 
-    def tiles(self, memory_limit: int, *, check_finite: bool) -> Iterator[Tile]:
-        """Compute one tile after another, within `memory_limit` bytes for each and its computation."""
-        buffer: FloatArray = np.empty(self.tile_bytes() // self._feats.dtype.itemsize, self._feats.dtype)
-        for rows, columns in self._pairs():
-            problem, plan = self._planned(rows, columns, memory_limit)
-            height, width = problem.shape
-            values = buffer[: height * width].reshape(height, width)
-            evaluate(problem, plan, values)
-            if check_finite:
-                check_range(problem, values)
-            yield Tile(self._slice(rows), self._slice(columns), values, self._feats2 is None and rows != columns)
+    def _header(self, unit: int) -> dict[str, Any]:
+        sides = range(1 if self._symmetric else 2)
+        value = 0
+        for name in sorted(self._roots):
+            for root in self._roots[name]:
+                value = array_checksum(root, value)
+        return {
+            "shape": list(self._shape),
+            "dtype": str(self._dtype),
+            "outputs": self._outputs,
+            "symmetric": self._symmetric,
+            "unit": unit,
+            "chunk_size": [self._chunks[side] for side in sides],
+            "features": [self._examples.fingerprint(side) for side in sides],
+            "blocks": layout(self._examples.head(0)),
+            "preconditioner": value if self._roots else None,
+        }
 
-    def _ranges(self, feats: GradientFeatures) -> list[range]:
-        n = feats.num_examples
-        return [range(i, min(i + self._examples, n)) for i in range(0, n, self._examples)]
-
-    def _pairs(self) -> Iterator[tuple[range, range]]:
-        rows = self._ranges(self._feats)
-        columns = rows if self._feats2 is None else self._ranges(self._feats2)
-        for i, row in enumerate(rows):
-            for column in columns[i:] if self._feats2 is None else columns:
-                yield row, column
-
-    def _kinds(self) -> Iterator[tuple[range, range, int]]:
-        """Return a tile of each kind and how many there are: all ranges but the last are of one length."""
-        rows = self._ranges(self._feats)
-        whole = len(rows) - 1
-        kinds = [(rows[0], rows[0], whole), (rows[-1], rows[-1], 1), (rows[0], rows[-1], whole)]
-        if self._feats2 is None:
-            kinds.append((rows[0], rows[min(1, whole)], whole * (whole - 1) // 2))
-        else:
-            columns = self._ranges(self._feats2)
-            kinds = [(rows[0], columns[0], whole * (len(columns) - 1)), (rows[-1], columns[-1], 1)]
-            kinds += [(rows[0], columns[-1], whole), (rows[-1], columns[0], len(columns) - 1)]
-        return (kind for kind in kinds if kind[2] > 0)
-
-    def _slice(self, examples: range) -> slice:
-        return slice(examples.start * self._rows_each, examples.stop * self._rows_each)
-
-    def _planned(self, rows: range, columns: range, memory_limit: int) -> tuple[Problem, Plan]:
-        left = self._feats.examples(rows.start, rows.stop)
-        right = None
-        if self._feats2 is not None or rows != columns:
-            right = (self._feats2 or self._feats).examples(columns.start, columns.stop)
-        # The plan counts what has been copied for these few examples.
-        (problem,) = lower(left, right, self._outputs, self._roots, sys.maxsize)
-        plan = make_plan(
-            problem, output_bytes=self.tile_bytes(), memory_limit=memory_limit, threads=native.num_threads()
+    def _fill(self, out: Any, tile: int, unit: int, copies: int, record: Progress | None) -> None:
+        rows, columns = (
+            edges(count, tile, chunk, unit) for count, chunk in zip(self._counts, self._chunks, strict=True)
         )
-        return problem, plan
+        numbers = order(rows, columns, (self._chunks[0], self._chunks[1]), self._symmetric)
+        places = {(i, j): ((rows[i], rows[i + 1]), (columns[j], columns[j + 1])) for i, j in numbers}
+        held = self._beside(tile, copies)
+        done = set() if record is None else self._confirmed(out, places, record.done)
+        for number, place in places.items():
+            if number in done:
+                continue
+            values = self._compute(*place, held)
+            self._write(out, values, *place)
+            if record is not None:
+                if callable(flush := getattr(out, "flush", None)):
+                    flush()
+                record.add(number, self._edge_checksum(values))
+            del values  # or two tiles would be held while the next one is computed
 
+    def _edge_checksum(self, values: FloatArray) -> int:
+        """Return a checksum of a tile's first and last example's entries."""
+        height = values.shape[0 if len(self._shape) == 4 else -2]
+        first, last = (values[self._index((n, n + 1), (0, None))] for n in (0, height - 1))
+        return array_checksum(last, array_checksum(first))
 
-def add_products(tile: Tile, vectors: FloatArray, products: Any, *, transposed: bool) -> None:
-    """Add a tile's part of K V (or of Kᵀ V) to float64 `products`."""
-    rows, columns, values = tile.rows, tile.columns, tile.values
-    if transposed:
-        rows, columns, values = columns, rows, values.T
-    with np.errstate(over="ignore", invalid="ignore"):
-        products[rows] += values @ vectors[columns]
-        if tile.mirrored:
-            products[columns] += values.T @ vectors[rows]
+    def _confirmed(
+        self, out: Any, places: Mapping[Range, tuple[Range, Range]], done: Mapping[Range, int]
+    ) -> set[Range]:
+        """Return the tiles that are finished and that `out` still holds, by the entries that were summed up."""
+        confirmed = set()
+        for number, value in done.items():
+            if number not in places:
+                continue
+            (top, bottom), columns = places[number]
+            first = np.asarray(out[self._index((top, top + 1), columns)])
+            if self._symmetric:  # the mirror was written last
+                last = self._mirrored(np.asarray(out[self._index(columns, (bottom - 1, bottom))]))
+            else:
+                last = np.asarray(out[self._index((bottom - 1, bottom), columns)])
+            if array_checksum(last, array_checksum(first)) == value:
+                confirmed.add(number)
+        if lost := len(done) - len(confirmed):
+            warnings.warn(
+                f"out does not hold {lost} of the {len(done)} tiles that its progress file lists (was it created "
+                "anew?): they are computed again",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return confirmed
+
+    def _index(self, rows: tuple[int, int | None], columns: tuple[int, int | None]) -> tuple[slice, ...]:
+        pair = (slice(*rows), slice(*columns))
+        if len(self._shape) == 3:
+            return (slice(None), *pair)
+        return (*pair, slice(None), slice(None)) if len(self._shape) == 4 else pair
+
+    def _mirrored(self, values: FloatArray) -> FloatArray:
+        """Return the tile on the other side of the diagonal."""
+        return values.transpose(1, 0, 3, 2) if len(self._shape) == 4 else values.swapaxes(-1, -2)
+
+    def _write(self, out: Any, values: FloatArray, rows: Range, columns: Range) -> None:
+        places = [(self._index(rows, columns), values)]
+        if self._symmetric and rows != columns:
+            places.append((self._index(columns, rows), self._mirrored(values)))
+        for index, part in places:
+            # Other libraries would make such a copy themselves, uncounted.
+            out[index] = part if isinstance(out, np.ndarray) else np.ascontiguousarray(part)
+
+    def _compute(self, rows: Range, columns: Range, held: int) -> FloatArray:
+        """Return a tile in the result's layout, put together from pieces that lie in one chunk of each side."""
+        mirrored = self._symmetric and rows == columns
+        height, width = rows[1] - rows[0], columns[1] - columns[0]
+        k = self._kept
+        tile: FloatArray = np.empty((self._layers, height * k, width * k), self._dtype)
+        across = pieces(*columns, self._chunks[1])
+        for turn, down in enumerate(pieces(*rows, self._chunks[0])):
+            for right in across if turn % 2 == 0 else reversed(across):
+                if mirrored and right < down:
+                    continue
+                r = slice((down[0] - rows[0]) * k, (down[1] - rows[0]) * k)
+                c = slice((right[0] - columns[0]) * k, (right[1] - columns[0]) * k)
+                self._compute_piece(tile[:, r, c], down, right, held)
+                if mirrored and down != right:
+                    tile[:, c, r] = tile[:, r, c].swapaxes(1, 2)
+        if len(self._shape) == 4:
+            return tile.reshape(height, k, width, k).transpose(0, 2, 1, 3)
+        return tile if len(self._shape) == 3 else tile[0]
+
+    def _compute_piece(self, target: FloatArray, rows: Range, columns: Range, held: int) -> None:
+        feats, feats2 = self._examples.pair(rows, columns)
+        symmetric = self._symmetric and rows == columns
+        planned = self._planned(feats, None if symmetric else feats2, held)
+        for layer, (problem, plan) in zip(target, planned, strict=True):
+            evaluate(problem, plan, layer)
+            check_range(problem, layer)
+
+    def _planned(
+        self, feats: GradientFeatures, feats2: GradientFeatures | None, held: int
+    ) -> list[tuple[Problem, Plan]]:
+        whole = (self._counts[0], self._counts[-1])
+        problems = lower(feats, feats2, self._outputs, self._roots, self._limit, examples=whole)
+        copied = sum(problem.copied_bytes for problem in problems)
+        return [
+            (
+                problem,
+                make_plan(
+                    problem,
+                    output_bytes=held + copied - problem.copied_bytes,
+                    memory_limit=self._limit,
+                    threads=self._threads,
+                ),
+            )
+            for problem in problems
+        ]
+
+    def _choose_tile(self, unit: int, copies: int) -> int:
+        """Return the examples along a side of a tile: as many as fit, and help, in multiples of `unit`."""
+        room = min(LARGEST_TILE, max(0, self._limit - self._held) // 2) // self._tile_bytes(1, 1, copies)
+        tile = min(math.isqrt(room), -(-max(self._counts) // unit) * unit)
+        while True:
+            tile = aligned(tile, unit, self._chunks)
+            try:
+                self._fit(tile, copies)
+            except MemoryLimitError:
+                if tile == unit:
+                    raise
+                tile -= -(-tile // 8)
+            else:
+                return tile
+
+    def _fit(self, tile: int, copies: int) -> None:
+        """Plan the largest pieces of a tile, or say what is lacking."""
+        height, width = (min(tile, count) for count in self._counts)
+        held = self._beside(tile, copies)
+        first, second = (
+            head.examples(0, min(length, head.num_examples))
+            for head, length in ((self._examples.head(0), height), (self._examples.head(1), width))
+        )
+        try:
+            self._planned(first, None if self._symmetric else second, held)
+            if self._symmetric and first.num_examples < self._counts[0]:
+                self._planned(first, second, held)
+        except MemoryLimitError as error:
+            raise MemoryLimitError(
+                f"tiles of {height} x {width} examples take {format_bytes(held - self._held)}, and chunks of features "
+                f"and the preconditioner {format_bytes(self._held)}: {error}",
+                needed=error.needed,
+                limit=error.limit,
+            ) from None
+
+    def _beside(self, tile: int, copies: int) -> int:
+        """Return the bytes that are held beside a workspace: the largest tile, chunks of features, square roots."""
+        height, width = (min(tile, count) for count in self._counts)
+        return self._held + self._tile_bytes(height, width, copies)
+
+    def _tile_bytes(self, height: int, width: int, copies: int) -> int:
+        return copies * self._layers * height * width * self._kept**2 * self._dtype.itemsize
