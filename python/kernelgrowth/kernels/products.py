@@ -319,12 +319,12 @@ def _finite(array: FloatArray) -> bool:
 
 def stored_product(plan: Plan, num_vectors: int, dtype: np.dtype[Any], *, computed: bool) -> ProductPlan:
     """Return the plan of a product with the kernel that `plan` computes, or has `computed` already."""
-    rows, columns = plan.shape
+    *_, rows, columns = plan.shape
     return ProductPlan(
         "stored",
         tuple(ProductBlockPlan(b.name, 0 if computed else b.flops, 0 if computed else b.bytes) for b in plan.blocks),
         num_vectors,
-        plan.shape,
+        (rows, columns),
         2 * num_vectors * rows * columns,
         rows * num_vectors * dtype.itemsize,
         plan.output_bytes + (0 if computed else plan.workspace_bytes),

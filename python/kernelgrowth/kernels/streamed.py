@@ -120,7 +120,7 @@ class StreamedKernel:
         if self._feats2 is not None or rows != columns:
             right = (self._feats2 or self._feats).examples(columns.start, columns.stop)
         # The plan counts what has been copied for these few examples.
-        (problem,) = lower(left, right, self._outputs, self._roots, sys.maxsize, examples=self._counts)
+        problem = lower(left, right, self._outputs, self._roots, sys.maxsize, examples=self._counts)
         plan = make_plan(
             problem, output_bytes=self.tile_bytes(), memory_limit=memory_limit, threads=native.num_threads()
         )
