@@ -75,7 +75,7 @@ def main() -> None:
         d = rng.standard_normal((n, shape.outputs, t, shape.rows)).astype(dtype)
         name = f"N={n} T={t} C={shape.outputs} d_in={shape.columns} d_out={shape.rows} {np.dtype(dtype)}"
         features = GradientFeatures({name: OuterProduct(a, d)})
-        (problem,) = lower(features, None, "full", {}, 2**33)
+        problem = lower(features, None, "full", {}, 2**33)
         ways = {
             "expand": expanded(name, ((a, d),), (), 1.0, False, False),
             "pairs": position_pairs(name, ((a, d),), 1.0, False, False),

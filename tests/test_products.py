@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import reference
 from kernelgrowth import MemoryLimitError
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
-from kernelgrowth.kernels import NTKOperator, tile_stream
+from kernelgrowth.kernels import NTKOperator, streamed
 from kernelgrowth.spectra import eigsh
 from strategies import cases
 
@@ -31,7 +31,7 @@ some_cases = cases(max_examples=30, max_outputs=3, max_length=60, max_positions=
 
 
 def small_tiles():
-    return mock.patch.object(tile_stream, "_ROWS", 16)
+    return mock.patch.object(streamed, "_ROWS", 16)
 
 
 def threads(count):
@@ -269,7 +269,7 @@ def test_the_plan_counts_every_tile(n, m):
         return GradientFeatures({"w": Rows(np.ones((count, 3)))})
 
     with small_tiles():
-        tiled = tile_stream.TileStream(features(n), None if m is None else features(m), "full", {})
+        tiled = streamed.StreamedKernel(features(n), None if m is None else features(m), "full", {})
         computed = [tile.values.shape for tile in tiled.tiles(2**30, check_finite=True)]
         counted = [plan.shape for plan, count in tiled.plans(2**30) for _ in range(count)]
     assert sorted(computed) == sorted(counted)

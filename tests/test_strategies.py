@@ -68,7 +68,7 @@ def sequences(n=18, c=2, t=7):
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_same_bits_whatever_the_memory_threads_and_parts(way, outputs):
     features = sequences()
-    (problem, *_) = lower(features, None, outputs, {}, 2**40)
+    problem = lower(features, None, outputs, {}, 2**40)
     assert [block.strategy for block in problem.blocks] == [way, way, "hadamard"]
     kernel = empirical_ntk(features, outputs=outputs, num_threads=1)
     assert np.array_equal(kernel, empirical_ntk(features, features, outputs=outputs))
@@ -117,7 +117,7 @@ def test_parts_take_the_choice_of_the_whole():
     features = GradientFeatures({"w": OuterProduct(a, d)})
 
     def chosen(part, **options):
-        (problem,) = lower(part, None, "full", {}, 2**40, **options)
+        problem = lower(part, None, "full", {}, 2**40, **options)
         return problem.blocks[0].strategy
 
     counts = {count: chosen(features.examples(0, count)) for count in (1, 200)}

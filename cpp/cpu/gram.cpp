@@ -8,6 +8,8 @@
 
 #include "cpu/bf16.hpp"
 #include "cpu/dispatch.hpp"
+#include "cpu/gram_strip.hpp"
+#include "cpu/gram_terms.hpp"
 #include "cpu/packing.hpp"
 #include "cpu/rows.hpp"
 #include "kernelgrowth/error.hpp"
@@ -29,114 +31,6 @@ constexpr index_t most_kernels_together = 8;
 constexpr index_t strips_per_thread = 4;
 // Waking a thread costs about as long as one needs for so many operations.
 constexpr double flops_per_thread = 4e6;
-// A register tile sums this many products before it adds them to memory, and sums of more than `run_length` are added
-// up apart, so that rounding grows with the number of sums and not with the length.
-constexpr index_t depth_step = 256;
-constexpr index_t run_length = 64 * depth_step;
-// A register tile goes this deep before the next one begins: a panel of it stays in the second-level cache.
-constexpr index_t depth_block = 8 * depth_step;
-
-struct Range {
-  index_t begin, end;
-  index_t size() const { return end - begin; }
-};
-
-// The part of a tile that a thread computes at once, in rows and columns of the tile. On the diagonal only entries on
-// and above it are wanted.
-struct Region {
-  Range rows, cols;
-  bool diagonal;
-};
-
-// A packed factor of one side: the blocks of a group, one after another.
-template <class T>
-struct Packed {
-  PackedLayout layout;
-  T* data = nullptr;
-
-  const T* panel(index_t block, index_t p) const {
-    return data + block * layout.elements_per_block() + p * layout.panel * layout.length;
-  }
-};
-
-// A term's factors: of each kernel, or one that all share. No second ones where the term has none.
-template <class Factor>
-struct Factors {
-  std::vector<Factor> first, second;
-};
-
-template <class Factor>
-const Factor& of_kernel(const std::vector<Factor>& factors, index_t kernel) {
-  return factors.size() > 1 ? factors[static_cast<std::size_t>(kernel)] : factors.front();
-}
-
-template <class T>
-FactorView<T> output_of(FactorView<T> factor, index_t output) {
-  factor.outputs = 1;
-  factor.data += output * factor.output_stride;
-  if (factor.outer_product)
-    factor.outer_product->backprops.data += output * factor.outer_product->backprops.output_stride;
-  return factor;
-}
-
-template <class T>
-std::vector<FactorPair<T>> divide(const FactorPair<T>& pair, index_t kernels, bool symmetric) {
-  if (kernels == 1 || pair.left.outputs == 1) return {pair};
-  std::vector<FactorPair<T>> parts;
-  for (index_t c = 0; c < kernels; ++c) {
-    parts.push_back({output_of(pair.left, c), symmetric ? FactorView<T>{} : output_of(pair.right, c)});
-  }
-  return parts;
-}
-
-template <class T>
-void validate(std::span<const Term<T>> terms, const MatrixView<T>& out, const GramOptions& options, index_t& outputs) {
-  const bool symmetric = options.symmetric;
-  outputs = 1;
-  auto shape = [&](const FactorView<T>& f, index_t rows, const char* side) {
-    if (const char* what = flaw(f)) throw InvalidArgument(std::string("gram: a ") + side + " factor " + what);
-    if (f.positions != (side[0] == 'l' ? terms.front().first.left : terms.front().first.right).positions) {
-      throw InvalidArgument(std::string("gram: the positions of a ") + side + " factor do not fit the other factors");
-    }
-    const bool outputs_fit =
-        options.kernels > 1 ? f.outputs == options.kernels && f.examples == rows : f.rows() == rows;
-    if (rows % f.examples != 0 || (f.outputs != 1 && !outputs_fit)) {
-      throw InvalidArgument(std::string("gram: a ") + side + " factor of " + std::to_string(f.examples) +
-                            " examples and " + std::to_string(f.outputs) + " outputs does not fit " +
-                            std::to_string(rows) + " rows");
-    }
-    outputs = std::max(outputs, rows / f.examples);
-  };
-  auto pair = [&](const FactorPair<T>& p) {
-    shape(p.left, out.rows, "left");
-    if (symmetric) return;
-    shape(p.right, out.cols, "right");
-    if (p.right.length != p.left.length || p.right.outputs != p.left.outputs ||
-        out.rows / p.left.examples != out.cols / p.right.examples) {
-      throw InvalidArgument("gram: left and right factors differ in outputs or length");
-    }
-  };
-  if (terms.empty()) throw InvalidArgument("gram: no terms");
-  if (options.kernels < 1) throw InvalidArgument("gram: no kernels");
-  if (symmetric && out.rows != out.cols) throw InvalidArgument("gram: a symmetric Gram must be square");
-  for (const auto& term : terms) {
-    pair(term.first);
-    if (term.second) pair(*term.second);
-    if (!term.second && (term.first.left.positions > 1 || term.first.right.positions > 1)) {
-      throw InvalidArgument("gram: a term with positions needs two factors");
-    }
-  }
-  if (options.kernels > 1 && outputs > 1) throw InvalidArgument("gram: the rows of several kernels are examples");
-  const index_t examples = out.rows / outputs;
-  for (const auto& term : terms) {
-    if (term.first.left.examples != examples || (term.second && term.second->left.examples != examples)) {
-      throw InvalidArgument("gram: factors differ in their examples");
-    }
-    const bool covers = term.first.left.rows() == out.rows || (term.second && term.second->left.rows() == out.rows);
-    if (!covers && options.kernels == 1) throw InvalidArgument("gram: no factor of a term tells the outputs apart");
-  }
-}
-
 template <class T>
 class Gram {
  public:
@@ -146,7 +40,7 @@ class Gram {
         options_(options),
         kernels_(kernel_table<T>(options.isa)),
         threads_(options.threads > 0 ? options.threads : default_threads()) {
-    validate(terms, out, options, outputs_);
+    validate(terms, out, options, shape_.outputs);
     for (const auto& term : terms) {
       auto& factors = factors_.emplace_back();
       factors.first = divide(term.first, options.kernels, options.symmetric);
@@ -160,21 +54,22 @@ class Gram {
     }
     kernels_together_ = std::min(options.kernels, most_kernels_together);
     threads_ = static_cast<int>(std::clamp(flops() / flops_per_thread, 1.0, static_cast<double>(threads_)));
-    const index_t largest = std::max(out.rows, out.cols) / outputs_;
+    const index_t largest = std::max(out.rows, out.cols) / shape_.outputs;
     const FactorPair<T>& factors = terms.front().first;
-    row_positions_ = factors.left.positions;
-    col_positions_ = options.symmetric ? row_positions_ : factors.right.positions;
-    const index_t positions = std::max(row_positions_, col_positions_), vectors = outputs_ * positions;
-    const index_t wanted = positions > 1   ? block_vectors_positions
-                           : outputs_ == 1 ? block_rows_one_output
-                                           : block_rows_many_outputs;
+    shape_.row_positions = factors.left.positions;
+    shape_.col_positions = options.symmetric ? factors.left.positions : factors.right.positions;
+    const index_t positions = std::max(shape_.row_positions, shape_.col_positions),
+                  vectors = shape_.outputs * positions;
+    const index_t wanted = positions > 1         ? block_vectors_positions
+                           : shape_.outputs == 1 ? block_rows_one_output
+                                                 : block_rows_many_outputs;
     block_examples_ = std::min(std::max<index_t>(1, wanted / vectors), largest);
-    block_rows_ = block_examples_ * outputs_;
+    block_rows_ = block_examples_ * shape_.outputs;
     row_blocks_ = ceil_div(out.rows, block_rows_);
     col_blocks_ = ceil_div(out.cols, block_rows_);
     strip_rows_ = std::max<index_t>(1, (positions > 1 ? block_vectors_positions : tallest_strip) / positions);
-    strip_width_ = round_up(block_rows_ * positions, panel()) + panel();
-    scratch_rows_ = std::max(strip_rows_ * positions, tallest_strip) + panel() + tile_rows();
+    shape_.width = round_up(block_rows_ * positions, panel()) + panel();
+    shape_.rows = std::max(strip_rows_ * positions, tallest_strip) + panel() + tile_rows();
     const index_t tiles = options.symmetric ? row_blocks_ * (row_blocks_ + 1) / 2 : row_blocks_ * col_blocks_;
     while (strip_rows_ * positions > lowest_strip && strip_rows_ > 1 &&
            tiles * ceil_div(block_rows_, strip_rows_) < strips_per_thread * threads_) {
@@ -224,8 +119,6 @@ class Gram {
   }
 
  private:
-  using Side = std::vector<Factors<Packed<T>>>;
-
   template <class Function>
   void for_each_factor(Function function) const {
     for (const auto& factors : factors_) {
@@ -252,14 +145,9 @@ class Gram {
   index_t panel() const { return static_cast<index_t>(kernels_.panel); }
   index_t lanes() const { return static_cast<index_t>(kernels_.lanes); }
   index_t tile_rows() const { return static_cast<index_t>(kernels_.tile_rows); }
-  // The strip's sum for each kernel, a product of each factor, and a run of a long one or a row repeated for all
-  // outputs.
-  index_t buffers_per_thread() const { return kernels_together_ + 3; }
-  index_t scratch_elements() const { return scratch_rows_ * strip_width_; }
-
   // Packing and tiles take turns with a thread's scratch.
   index_t thread_elements() const {
-    index_t elements = buffers_per_thread() * scratch_elements();
+    index_t elements = Strip<T>::buffers(kernels_together_) * shape_.elements();
     auto fit = [&](const FactorPair<T>& pair) {
       elements = std::max({elements, packing_scratch(kernels_, pair.left), packing_scratch(kernels_, pair.right)});
     };
@@ -288,7 +176,7 @@ class Gram {
   }
 
   // Packs one side of all terms in one parallel loop over their panels.
-  Side pack(Range blocks, bool right, Workspace& memory) const {
+  Side<T> pack(Range blocks, bool right, Workspace& memory) const {
     const bool use_right = right && !options_.symmetric;
     struct Job {
       const FactorView<T>* factor;
@@ -304,7 +192,7 @@ class Gram {
       jobs.push_back({&factor, packed, before + blocks.size() * l.panels_per_block()});
       return packed;
     };
-    Side side;
+    Side<T> side;
     for (const auto& factors : factors_) {
       auto& packed = side.emplace_back();
       for (const auto& pair : factors.first) packed.first.push_back(plan(pair));
@@ -330,12 +218,12 @@ class Gram {
   }
 
   // Every strip of every tile of a pair of groups: the unit of work a thread draws.
-  void tiles(const Side& left, Range rows, const Side& right, Range cols) {
-    struct Strip {
+  void tiles(const Side<T>& left, Range rows, const Side<T>& right, Range cols) {
+    struct Place {
       index_t row_block, col_block;
       Region region;
     };
-    std::vector<Strip> strips;
+    std::vector<Place> strips;
     for (index_t i = rows.begin; i < rows.end; ++i) {
       const index_t height = std::min(block_rows_, out_.rows - i * block_rows_);
       for (index_t j = options_.symmetric ? std::max(i, cols.begin) : cols.begin; j < cols.end; ++j) {
@@ -347,22 +235,25 @@ class Gram {
         }
       }
     }
+    const Strip<T> sums(kernels_, bf16_, shape_);
     parallel_for(
         static_cast<index_t>(strips.size()), threads_,
         [&](index_t s, int worker) {
-          const Strip& strip = strips[static_cast<std::size_t>(s)];
+          const Place& strip = strips[static_cast<std::size_t>(s)];
           T* scratch = scratch_[static_cast<std::size_t>(worker)];
           const index_t row0 = strip.row_block * block_rows_, col0 = strip.col_block * block_rows_;
           for (index_t kernel = 0; kernel < options_.kernels; kernel += kernels_together_) {
             const Range kernels{kernel, std::min(kernel + kernels_together_, options_.kernels)};
             for (index_t c = 0; c < kernels.size(); ++c) {
-              begin_sum(kernel_view(kernel + c), row0, col0, strip.region, scratch + c * scratch_elements());
+              sums.begin(kernel_view(kernel + c), row0, col0, strip.region, options_.accumulate,
+                         scratch + c * shape_.elements());
             }
-            add_terms(left, strip.row_block - rows.begin, right, strip.col_block - cols.begin, strip.region, kernels,
-                      scratch);
-            T* turned = scratch + kernels.size() * scratch_elements();
+            sums.add_terms(terms_, left, strip.row_block - rows.begin, right, strip.col_block - cols.begin,
+                           strip.region, kernels, scratch);
+            T* turned = scratch + kernels.size() * shape_.elements();
             for (index_t c = 0; c < kernels.size(); ++c) {
-              write(kernel_view(kernel + c), row0, col0, strip.region, scratch + c * scratch_elements(), turned);
+              sums.write(kernel_view(kernel + c), row0, col0, strip.region, options_.symmetric,
+                         scratch + c * shape_.elements(), turned);
             }
           }
         },
@@ -375,219 +266,6 @@ class Gram {
     return view;
   }
 
-  // What is there already comes first in the sum, so that terms added in several calls give the bits of one call.
-  void begin_sum(const MatrixView<T>& out, index_t row0, index_t col0, const Region& region, T* sum) const {
-    const auto& [rows, cols, diagonal] = region;
-    std::fill_n(sum, rows.size() * strip_width_, T{0});
-    if (!options_.accumulate) return;
-    for (index_t r = rows.begin; r < rows.end; ++r) {
-      const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
-      const T* source = out.row(row0 + r) + col0;
-      std::copy(source + from, source + cols.end, sum + (r - rows.begin) * strip_width_ + (from - cols.begin));
-    }
-  }
-
-  // Adds all terms to the sums of some kernels, which come first in `scratch`.
-  void add_terms(const Side& left, index_t row_block, const Side& right, index_t col_block, const Region& region,
-                 Range kernels, T* scratch) const {
-    T* first = scratch + kernels.size() * scratch_elements();
-    T* second = first + scratch_elements();
-    T* run = second + scratch_elements();
-    for (std::size_t b = 0; b < terms_.size(); ++b) {
-      auto product_of = [&](const std::vector<Packed<T>>& rows, const std::vector<Packed<T>>& cols, index_t kernel,
-                            T* target) {
-        return product(of_kernel(rows, kernel), row_block, of_kernel(cols, kernel), col_block, region, target, run);
-      };
-      const bool first_shared = left[b].first.size() == 1, second_shared = left[b].second.size() == 1;
-      Product p{}, q{};
-      for (index_t kernel = kernels.begin; kernel < kernels.end; ++kernel) {
-        const bool begins = kernel == kernels.begin;
-        if (begins || !first_shared) p = product_of(left[b].first, right[b].first, kernel, first);
-        if (terms_[b].second && (begins || !second_shared)) {
-          q = product_of(left[b].second, right[b].second, kernel, second);
-        }
-        T* sum = scratch + (kernel - kernels.begin) * scratch_elements();
-        if (row_positions_ > 1 || col_positions_ > 1) {
-          add_position_pairs(p, q, terms_[b], region, sum, run);
-        } else {
-          add_entries(p, q, terms_[b], region, sum, run);
-        }
-      }
-    }
-  }
-
-  // A product's values, starting at (row_origin, col_origin) of the factor's own vectors within the block. `repeat`
-  // rows of K share a row of it, or its rows of an example's positions.
-  struct Product {
-    T* data;
-    index_t row_origin, col_origin, repeat;
-  };
-
-  // Pairs of bfloat16 take the place of one element.
-  index_t depth_of(const Packed<T>& factor) const {
-    return bf16_ ? ceil_div(factor.layout.length, 2) : factor.layout.length;
-  }
-
-  auto register_tile(index_t vectors) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if (bf16_) return bf16_->inner_products[vectors];
-    }
-    return kernels_.inner_products[vectors];
-  }
-
-  // Inner products of a strip of one packed factor with a block of another.
-  Product product(const Packed<T>& left, index_t row_block, const Packed<T>& right, index_t col_block,
-                  const Region& region, T* target, T* run_values) const {
-    const index_t repeat = outputs_ * row_positions_ / left.layout.vectors, length = depth_of(left);
-    const Range r{round_down(region.rows.begin / repeat * row_positions_, tile_rows()),
-                  ceil_div(region.rows.end, repeat) * row_positions_};
-    const Range c{round_down(region.cols.begin / repeat * col_positions_, panel()),
-                  ceil_div(region.cols.end, repeat) * col_positions_};
-    for (index_t run = 0; run < length; run += run_length) {
-      T* values = run == 0 ? target : run_values;
-      const index_t run_end = std::min(run + run_length, length);
-      for (index_t k = run; k < run_end; k += depth_block) {
-        const index_t k_end = std::min(k + depth_block, run_end);
-        for (index_t j = c.begin; j < c.end; j += panel()) {
-          const T* b = right.panel(col_block, j / panel());
-          const bool last = j + panel() >= c.end;
-          const T* ahead = last ? b + k * panel() : right.panel(col_block, j / panel() + 1) + k * panel();
-          // Register tiles wholly below the diagonal are left out, and whole vectors of the others, as are vectors
-          // beyond the last column.
-          const index_t end = region.diagonal ? std::min(r.end, round_up(j + panel(), col_positions_)) : r.end;
-          for (index_t i = r.begin; i < end; i += tile_rows()) {
-            const index_t wanted_from = region.diagonal ? round_down(i, row_positions_) : 0;
-            const index_t skip = round_down(std::max<index_t>(wanted_from - j, 0), lanes());
-            const index_t wanted = std::min(panel(), c.end - j) - skip;
-            const auto inner_products = register_tile(ceil_div(wanted, lanes()) - 1);
-            const T* a = left.panel(row_block, i / panel()) + i % panel();
-            T* tile = values + (i - r.begin) * strip_width_ + (j - c.begin) + skip;
-            for (index_t step = k; step < k_end; step += depth_step) {
-              const auto depth = static_cast<std::size_t>(std::min(depth_step, k_end - step));
-              inner_products(a + step * panel(), b + step * panel() + skip, depth, tile,
-                             static_cast<std::size_t>(strip_width_), step > run, ahead,
-                             static_cast<index_t>(kernels_.fetched_per_step));
-              if (!last) ahead += depth * kernels_.fetched_per_step;
-            }
-          }
-        }
-      }
-      if (run > 0) {
-        const index_t width = round_up(c.size(), lanes());
-        for (index_t i = 0; i < r.size(); ++i) {
-          const index_t wanted_from = region.diagonal ? round_down(r.begin + i, row_positions_) : 0;
-          const index_t skip = std::max<index_t>(0, round_down(wanted_from, lanes()) - c.begin);
-          kernels_.add_term(target + i * strip_width_ + skip, values + i * strip_width_ + skip,
-                            static_cast<std::size_t>(width - skip), 0, 1);
-        }
-      }
-    }
-    return {target, r.begin, c.begin, repeat};
-  }
-
-  // Row r, columns cols of a product. Where the factor is shared by all outputs, each value is written `repeat` times
-  // to `repeated`, once for all rows of an example.
-  const T* row_of(const Product& p, index_t r, Range rows, Range cols, T* repeated) const {
-    const T* row = p.data + (r / p.repeat - p.row_origin) * strip_width_;
-    if (p.repeat == 1) return row + (cols.begin - p.col_origin);
-    if (r == rows.begin || r % p.repeat == 0) {
-      index_t c = cols.begin;
-      for (index_t from = c / p.repeat; c < cols.end; ++from) {
-        const T value = row[from - p.col_origin];
-        for (const index_t end = std::min((from + 1) * p.repeat, cols.end); c < end; ++c) {
-          repeated[c - cols.begin] = value;
-        }
-      }
-    }
-    return repeated;
-  }
-
-  void add_entries(const Product& p, const Product& q, const Term<T>& term, const Region& region, T* sum,
-                   T* repeated) const {
-    const auto& [rows, cols, diagonal] = region;
-    // Whole vectors: what lies beyond the last column is computed and never written.
-    const index_t width = round_up(cols.size(), lanes());
-    for (index_t r = rows.begin; r < rows.end; ++r) {
-      // Vectors wholly below the diagonal, which `product` left as it found them.
-      const index_t skip = diagonal ? round_down(r, lanes()) - cols.begin : 0;
-      const auto count = static_cast<std::size_t>(width - skip);
-      T* sum_row = sum + (r - rows.begin) * strip_width_ + skip;
-      const T* first_row = row_of(p, r, rows, cols, repeated) + skip;
-      if (term.second) {
-        const T* second_row = row_of(q, r, rows, cols, repeated + strip_width_) + skip;
-        kernels_.add_hadamard(sum_row, first_row, second_row, count, term.offset, term.scale);
-      } else {
-        kernels_.add_term(sum_row, first_row, count, term.offset, term.scale);
-      }
-    }
-  }
-
-  // Adds each entry's sum over all pairs of positions: what two products give for the vectors of its examples.
-  void add_position_pairs(const Product& p, const Product& q, const Term<T>& term, const Region& region, T* sum,
-                          T* scratch) const {
-    const auto& [rows, cols, diagonal] = region;
-    T* values = scratch;
-    T* repeated = values + row_positions_ * strip_width_;
-    for (index_t r = rows.begin; r < rows.end; ++r) {
-      const index_t from = diagonal ? r : cols.begin;
-      const index_t width = round_up((cols.end - from) * col_positions_, lanes());
-      std::fill_n(values, row_positions_ * strip_width_, T{0});
-      for (index_t t = 0; t < row_positions_; ++t) {
-        // From column `from` on; written out where the factor is shared by all outputs.
-        auto row = [&](const Product& product, T* space) -> const T* {
-          const T* first = product.data +
-                           (r / product.repeat * row_positions_ + t - product.row_origin) * strip_width_ -
-                           product.col_origin;
-          if (product.repeat == 1) return first + from * col_positions_;
-          for (index_t c = from; c < cols.end; ++c) {
-            std::copy_n(first + c / product.repeat * col_positions_, col_positions_,
-                        space + (c - from) * col_positions_);
-          }
-          return space;
-        };
-        kernels_.add_hadamard(values + t * strip_width_, row(p, repeated), row(q, repeated + strip_width_),
-                              static_cast<std::size_t>(width), term.offset, 1);
-      }
-      for (index_t c = from; c < cols.end; ++c) {
-        const T total = kernels_.sum_pairs(values + (c - from) * col_positions_, strip_width_,
-                                           static_cast<std::size_t>(row_positions_),
-                                           static_cast<std::size_t>(col_positions_), repeated);
-        sum[(r - rows.begin) * strip_width_ + (c - cols.begin)] += term.scale * total;
-      }
-    }
-  }
-
-  void write(const MatrixView<T>& out, index_t row0, index_t col0, const Region& region, const T* sum,
-             T* turned) const {
-    const auto& [rows, cols, diagonal] = region;
-    for (index_t r = rows.begin; r < rows.end; ++r) {
-      const T* source = sum + (r - rows.begin) * strip_width_ - cols.begin;
-      T* target = out.row(row0 + r) + col0;
-      const index_t from = diagonal ? std::max(r, cols.begin) : cols.begin;
-      std::copy(source + from, source + cols.end, target + from);
-    }
-    if (options_.symmetric) mirror(out, row0, col0, region, sum, turned);
-  }
-
-  // Columns of the sum become rows of K: some at a time are turned in cache, so that each row of K is then written in
-  // one run.
-  void mirror(const MatrixView<T>& out, index_t row0, index_t col0, const Region& region, const T* sum,
-              T* turned) const {
-    const auto& [rows, cols, diagonal] = region;
-    const index_t square = lanes();
-    for (index_t c0 = cols.begin; c0 < cols.end; c0 += square) {
-      const index_t c_end = std::min(c0 + square, cols.end);
-      for (index_t r = 0; r < rows.size(); r += square) {
-        kernels_.transpose(sum + r * strip_width_ + (c0 - cols.begin), strip_width_, turned + r, strip_width_);
-      }
-      for (index_t c = c0; c < c_end; ++c) {
-        const index_t end = diagonal ? std::min(c, rows.end) : rows.end;
-        const T* source = turned + (c - c0) * strip_width_;
-        if (end > rows.begin) std::copy_n(source, end - rows.begin, out.row(col0 + c) + row0 + rows.begin);
-      }
-    }
-  }
-
   std::span<const Term<T>> terms_;
   std::vector<Factors<FactorPair<T>>> factors_;
   MatrixView<T> out_;
@@ -596,9 +274,9 @@ class Gram {
   const Bf16Kernels* bf16_ = nullptr;
   int threads_;
   index_t kernels_together_ = 1;
-  index_t outputs_ = 1, block_examples_ = 1, block_rows_ = 1, row_blocks_ = 1, col_blocks_ = 1;
-  index_t row_positions_ = 1, col_positions_ = 1;
-  index_t strip_rows_ = 1, strip_width_ = 1, scratch_rows_ = 1;
+  StripShape shape_;
+  index_t block_examples_ = 1, block_rows_ = 1, row_blocks_ = 1, col_blocks_ = 1;
+  index_t strip_rows_ = 1;
   std::vector<T*> scratch_;
 };
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 from pathlib import Path
 
 from kernelgrowth._backend.checks import check_integer
@@ -29,10 +31,16 @@ def available_memory() -> int:
     return available
 
 
+@functools.lru_cache(maxsize=1)
+def _available_memory_lately(moment: int) -> int:
+    return available_memory()
+
+
 def resolve_memory_limit(memory_limit: int | None) -> int:
     """Return `memory_limit` in bytes, or half of what is available when it is None."""
     if memory_limit is None:
-        return available_memory() // 2
+        # The system is asked a few times a second at most: asking takes longer than a small kernel.
+        return _available_memory_lately(int(time.monotonic() * 4)) // 2
     return check_integer("memory_limit", memory_limit, minimum=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kernelgrowth._backend.calibration import Calibration, gram_operations
@@ -52,19 +53,20 @@ class Cost:
         )
 
 
-def count_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
-    """Count what a block needs."""
+def count_cost(block: LoweredBlock, *, symmetric: bool, kernels: int = 1) -> Cost:
+    """Count what a block needs; of `kernels` of single outputs, those share the factors that have one output."""
     if block.strategy == "pairs":
-        return _pairs_cost(block, symmetric=symmetric)
+        return _pairs_cost(block, symmetric=symmetric, apart=kernels > 1)
     flops = moved = 0
     operations = expansion = 0.0
     for factor in (factor for term in block.terms for factor in term[:2] if factor is not None):
         sides = [side for side in factor if side is not None]
         left, right = sides[0].shape, sides[-1].shape
-        rows, columns, length = left[0] * left[1], right[0] * right[1], left[2]
+        times = left[1] if kernels > 1 else 1
+        rows, columns, length = left[0] * left[1] // times, right[0] * right[1] // times, left[2]
         pairs = rows * (rows + 1) // 2 if symmetric else rows * columns
-        flops += 2 * pairs * length
-        operations += gram_operations(rows, columns, length, symmetric=symmetric)
+        flops += 2 * times * pairs * length
+        operations += times * gram_operations(rows, columns, length, symmetric=symmetric)
         for side in sides:
             packed = side.shape[0] * side.shape[1] * length * block.itemsize
             if isinstance(side, OuterProductRows):
@@ -76,23 +78,24 @@ def count_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
     return Cost(flops, block.nbytes, operations, expansion, 0.0, moved)
 
 
-def _pairs_cost(block: LoweredBlock, *, symmetric: bool) -> Cost:
+def _pairs_cost(block: LoweredBlock, *, symmetric: bool, apart: bool) -> Cost:
     (term,) = block.terms
     activations, backprops = (
         [side.shape for side in factor or () if side is not None] for factor in (term.first, term.second)
     )
     (n, outputs, t, rows), (m, _, u, _) = backprops[0], backprops[-1]
     columns = activations[0][3] + int(term.offset)
-    shape = Shape((n, m), (t, u), outputs, 1, columns, rows, block.itemsize)
+    kept, folded = (1, outputs) if apart else (outputs, 1)
+    shape = Shape((n, m), (t, u), kept, folded, columns, rows, block.itemsize)
     pairs = n * (n + 1) // 2 if symmetric else n * m
     # Two products, and three operations to combine and add them.
-    flops = pairs * t * u * (2 * activations[0][3] + outputs**2 * (2 * rows + 3))
+    flops = pairs * t * u * (2 * activations[0][3] + kept**2 * folded * (2 * rows + 3))
     operations = 2 * shape.position_pairs_work() / (block.itemsize / 4) / (2 if symmetric else 1)
     return Cost(flops, block.nbytes, 0.0, 0.0, operations, 0)
 
 
-def pass_seconds(shape: tuple[int, int], itemsize: int, passes: int, rates: Calibration) -> float:
+def pass_seconds(shape: tuple[int, ...], itemsize: int, passes: int, rates: Calibration) -> float:
     """Return the predicted time of the passes over the output: written by the first, read and written by the others."""
-    size = shape[0] * shape[1] * itemsize
+    size = math.prod(shape) * itemsize
     again = 2 * size / rates.copy_bandwidth + rates.call_seconds
     return PREPARATION + size / rates.output_bandwidth + (passes - 1) * again

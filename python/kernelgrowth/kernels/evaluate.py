@@ -13,7 +13,7 @@ __all__ = ["check_range", "evaluate"]
 
 
 def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
-    """Write the kernel of `problem` to `out`, a matrix with contiguous rows.
+    """Write the kernel of `problem` to `out`, of its `out_shape` and with contiguous rows.
 
     Terms are added in one fixed order, so the bits do not depend on how the plan divides them among passes.
     """
@@ -27,13 +27,14 @@ def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
             accumulate=done > 0,
             workspace=plan.memory_limit - plan.output_bytes - problem.copied_bytes,
             threads=plan.threads,
+            bf16=problem.bf16,
         )
         done += count
 
 
 def check_range(problem: Problem, out: FloatArray) -> None:
     """Refuse a kernel that left the range of its dtype; on the diagonal it is largest."""
-    values = out.diagonal() if problem.symmetric else out
+    values = out.diagonal(axis1=-2, axis2=-1) if problem.symmetric else out
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum(dtype=np.float64)
     if not np.isfinite(total) and not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""From gradient features and an outputs mode to the matrices to be computed, each a sum of lowered blocks."""
+"""From gradient features and an outputs mode to the matrix to be computed, a sum of lowered blocks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,35 @@ Preconditioner = Mapping[str, tuple[FloatArray, ...]]
 
 @dataclass(frozen=True)
 class Problem:
-    """One matrix to be computed, the sum of its blocks; `copied_bytes` are features and weights copied for it."""
+    """A matrix to be computed, the sum of its blocks.
+
+    Attributes
+    ----------
+    blocks : tuple of LoweredBlock
+    kernels : int
+        Matrices that are computed at once, one for each output ("diagonal"); else 1.
+    shape : tuple of int
+        Of a matrix.
+    dtype : numpy.dtype
+    symmetric : bool
+    copied_bytes : int
+        Features and weights copied for it.
+    bf16 : bool
+        Whether vectors are rounded to bfloat16 before they are multiplied.
+    """
 
     blocks: tuple[LoweredBlock, ...]
+    kernels: int
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     symmetric: bool
     copied_bytes: int
+    bf16: bool = False
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Of the array that is written: (kernels, rows, columns) where there are several."""
+        return self.shape if self.kernels == 1 else (self.kernels, *self.shape)
 
 
 def _sum_over_outputs(array: FloatArray) -> FloatArray:
@@ -114,8 +136,9 @@ def lower(
     memory_limit: int,
     *,
     examples: tuple[int, int] | None = None,
-) -> list[Problem]:
-    """Return the matrices that `outputs` asks for: one for each output in the "diagonal" mode, else a single one.
+    bf16: bool = False,
+) -> Problem:
+    """Return the matrix that `outputs` asks for, or in the "diagonal" mode the matrices.
 
     `examples` are those of the whole kernel's sides where `feats` and `feats2` are parts of them: what is chosen for
     the whole is used for each part, so that its entries do not depend on how it was divided.
@@ -138,12 +161,18 @@ def lower(
             needed=copied,
             limit=memory_limit,
         )
-    if outputs == "diagonal":
-        choices = [slice(c, c + 1) for c in range(feats.num_outputs)]
-        return [_problem(feats, feats2, roots, strategies, select=choice, copied_bytes=copied) for choice in choices]
     scale = 1.0 / feats.num_outputs if outputs == "mean_trace" else 1.0
-    total = outputs == "sum_logits"
-    return [_problem(feats, feats2, roots, strategies, fold=fold, total=total, scale=scale, copied_bytes=copied)]
+    blocks = _blocks(feats, feats2, roots, strategies, fold=fold, total=outputs == "sum_logits", scale=scale)
+    columns = (feats if feats2 is None else feats2).num_examples
+    return Problem(
+        blocks,
+        kernels=feats.num_outputs if outputs == "diagonal" else 1,
+        shape=(feats.num_examples * kept, columns * kept),
+        dtype=feats.dtype,
+        symmetric=feats2 is None,
+        copied_bytes=copied,
+        bf16=bf16,
+    )
 
 
 def _copied_bytes(
@@ -201,24 +230,19 @@ def _strategies(
     return chosen
 
 
-def _problem(
+def _blocks(
     feats: GradientFeatures,
     feats2: GradientFeatures | None,
     roots: Preconditioner,
     strategies: Mapping[str, str],
     *,
-    select: slice | None = None,
-    total: bool = False,
-    fold: bool = False,
-    scale: float = 1.0,
-    copied_bytes: int = 0,
-) -> Problem:
+    total: bool,
+    fold: bool,
+    scale: float,
+) -> tuple[LoweredBlock, ...]:
     def outputs_of(array: FloatArray) -> FloatArray:
-        if select is not None:
-            return array[:, select]
         return _sum_over_outputs(array) if total else array
 
-    kept = 1 if fold or total or select is not None else feats.num_outputs
     both = (feats,) if feats2 is None else (feats, feats2)
     blocks: list[LoweredBlock] = []
     for name in feats:
@@ -237,7 +261,4 @@ def _problem(
             blocks.append(position_pairs(name, pairs, block_scale, fold, first.bias))
         else:
             blocks.append(hadamard(name, pairs, block_scale, fold, first.bias))
-
-    columns = (feats if feats2 is None else feats2).num_examples
-    shape = (feats.num_examples * kept, columns * kept)
-    return Problem(tuple(blocks), shape, feats.dtype, feats2 is None, copied_bytes)
+    return tuple(blocks)

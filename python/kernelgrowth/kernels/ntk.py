@@ -12,6 +12,7 @@ import numpy as np
 from kernelgrowth._backend import native
 from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.checks import check_choice
+from kernelgrowth._backend.errors import BackendError
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import GradientFeatures
@@ -21,7 +22,9 @@ from kernelgrowth.kernels.outputs import check_out, has_rows, progress_file, res
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.tiles import TiledKernel
 
-__all__ = ["OUTPUTS", "empirical_ntk"]
+__all__ = ["OUTPUTS", "PRECISIONS", "empirical_ntk"]
+
+PRECISIONS = ("float32", "float64", "bf16")
 
 
 def empirical_ntk(
@@ -34,6 +37,7 @@ def empirical_ntk(
     memory_limit: int | None = None,
     preconditioner: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
+    precision: str | None = None,
     resume: bool = False,
     progress: str | os.PathLike[str] | None = None,
 ) -> Any:
@@ -64,6 +68,10 @@ def empirical_ntk(
         a layer with bias, or (p,)): the kernel is then `J diag(η) Jᵀ`.
     num_threads : int, optional
         The bits of the result do not depend on it.
+    precision : {"float32", "float64", "bf16"}, optional
+        The features' dtype by default. "bf16" rounds float32 features (or gradients written out from them) to bfloat16
+        before they are multiplied; sums stay float32. About 1e-2 of `sqrt(K_ii K_jj)`, up to twice as fast, on
+        processors with AVX512_BF16 only.
     resume : bool
         Leave out the tiles that are finished according to `progress`, if that file exists. The result has the bits of
         an uninterrupted call on the same machine. Finished tiles that `out` no longer holds are computed again, with
@@ -89,6 +97,8 @@ def empirical_ntk(
         nothing has been computed then.
     RunFolderError
         If another process holds the progress file.
+    BackendError
+        If the processor, or the instruction set in use, cannot do what `precision` asks for.
 
     Notes
     -----
@@ -115,23 +125,39 @@ def empirical_ntk(
         file = progress_file(out, progress, resume)
     limit = resolve_memory_limit(memory_limit)
     threads = native.num_threads(num_threads)
+    bf16 = _rounds_to_bf16(precision, feats.dtype)
     if (
         isinstance(feats, ChunkedFeatures)
         or isinstance(feats2, ChunkedFeatures)
         or file is not None
         or not (out is None or has_rows(out))
     ):
-        tiled = TiledKernel(feats, feats2, outputs, preconditioner, shape, memory_limit=limit, threads=threads)
+        tiled = TiledKernel(
+            feats, feats2, outputs, preconditioner, shape, memory_limit=limit, threads=threads, bf16=bf16
+        )
         target = tiled.allocate() if out is None else out
         tiled.fill(target, progress=file, resume=resume)
         return tiled.like_features(target) if out is None else out
     roots = check_preconditioner(feats, preconditioner)
     if per_layer:
-        jobs = _prepare([_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads)
+        jobs = _prepare([_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads, bf16)
         return {name: like(job.compute(), feats[name].source) for name, job in zip(feats, jobs, strict=True)}
-    (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads)
+    (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads, bf16)
     result = job.compute()
     return out if out is not None else like(result, next(iter(feats.blocks.values())).source)
+
+
+def _rounds_to_bf16(precision: str | None, dtype: np.dtype[Any]) -> bool:
+    if precision is None:
+        return False
+    check_choice("precision", precision, PRECISIONS)
+    if precision != "bf16" and precision != dtype:
+        raise ValueError(f"precision={precision!r} wants {precision} features, got {dtype}: convert them explicitly")
+    if precision == "bf16" and dtype != np.float32:
+        raise ValueError(f"precision='bf16' wants float32 features, got {dtype}: convert them explicitly")
+    if precision == "bf16" and not native.has_bf16():
+        raise BackendError("precision='bf16' needs a processor with AVX512_BF16 and the avx512 instruction set in use")
+    return precision == "bf16"
 
 
 def _result_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> int:
@@ -151,21 +177,15 @@ def _select(
 class _Job:
     """A kernel ready to be computed: planned, and known to fit."""
 
-    problems: list[Problem]
-    plans: list[Plan]
+    problem: Problem
+    plan: Plan
     shape: tuple[int, ...]
     out: FloatArray | None
 
     def compute(self) -> FloatArray:
-        stacked = len(self.problems) > 1
-        first = self.problems[0]
-        target = self.out
-        if target is None:
-            target = np.empty((len(self.problems), *first.shape) if stacked else first.shape, first.dtype)
-        for i, (problem, plan) in enumerate(zip(self.problems, self.plans, strict=True)):
-            matrix = target[i] if stacked else target
-            evaluate(problem, plan, matrix)
-            check_range(problem, matrix)
+        target = np.empty(self.problem.out_shape, self.problem.dtype) if self.out is None else self.out
+        evaluate(self.problem, self.plan, target)
+        check_range(self.problem, target)
         if len(self.shape) == 4:
             n1, n2, c, _ = self.shape
             target = target.reshape(n1, c, n2, c).transpose(0, 2, 1, 3)
@@ -179,18 +199,20 @@ def _prepare(
     out: FloatArray | None,
     limit: int,
     threads: int,
+    bf16: bool,
 ) -> list[_Job]:
     """Plan all kernels of a call, each beside the results of all the others."""
-    lowered = [lower(*pair, outputs, roots, limit) for pair in pairs]
-    shapes = [result_shape(*pair, outputs) for pair in pairs]
+    lowered = [lower(*pair, outputs, roots, limit, bf16=bf16) for pair in pairs]
     held = sum(root.nbytes for arrays in roots.values() for root in arrays)
-    held += sum(problem.copied_bytes for problems in lowered for problem in problems)
+    held += sum(problem.copied_bytes for problem in lowered)
     if out is None:
         held += sum(_result_bytes(*pair, outputs) for pair in pairs)
-    jobs = []
-    for problems, shape in zip(lowered, shapes, strict=True):
-        plans = [
-            make_plan(p, output_bytes=held - p.copied_bytes, memory_limit=limit, threads=threads) for p in problems
-        ]
-        jobs.append(_Job(problems, plans, shape, out))
-    return jobs
+    return [
+        _Job(
+            problem,
+            make_plan(problem, output_bytes=held - problem.copied_bytes, memory_limit=limit, threads=threads),
+            result_shape(*pair, outputs),
+            out,
+        )
+        for problem, pair in zip(lowered, pairs, strict=True)
+    ]

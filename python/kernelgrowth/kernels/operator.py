@@ -115,7 +115,7 @@ class NTKOperator:
 
     def _planned(self) -> tuple[Problem, Plan]:
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        (problem,) = lower(self._feats, self._feats2, self._outputs, self._roots, self._limit)
+        problem = lower(self._feats, self._feats2, self._outputs, self._roots, self._limit)
         return problem, make_plan(problem, output_bytes=size, memory_limit=self._limit, threads=native.num_threads())
 
     def product_plan(self, num_vectors: int = 1) -> ProductPlan:

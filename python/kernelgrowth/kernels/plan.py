@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from kernelgrowth._backend.calibration import calibration
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth._backend.native import GramTerm, OuterProductRows
+from kernelgrowth.kernels.blocks import LoweredBlock
 from kernelgrowth.kernels.cost import Cost, count_cost, pass_seconds
 from kernelgrowth.kernels.lowering import Problem
 
@@ -27,24 +28,35 @@ EXPANDED_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How one block is computed.
+    """How one block is computed, and what that costs."""
 
-    Attributes
-    ----------
-    name : str
-    strategy : str
+    _block: LoweredBlock = field(repr=False)
+    _symmetric: bool
+    _kernels: int
+
+    @property
+    def name(self) -> str:
+        """Of the block."""
+        return self._block.name
+
+    @property
+    def strategy(self) -> str:
+        """How it is computed.
+
         "hadamard": the entrywise product of two Grams; "rows": one Gram of explicit rows; "expand": gradients written
         out in pieces while they are packed, and Grams of those; "pairs": two Grams over all pairs of positions.
-    terms : int
-        Parts in which it is added to the kernel.
-    cost : Cost
-        What is counted, from which `seconds` is predicted.
-    """
+        """
+        return self._block.strategy
 
-    name: str
-    strategy: str
-    terms: int
-    cost: Cost
+    @property
+    def terms(self) -> int:
+        """Parts in which it is added to the kernel."""
+        return len(self._block.terms)
+
+    @property
+    def cost(self) -> Cost:
+        """What is counted, from which times are predicted."""
+        return count_cost(self._block, symmetric=self._symmetric, kernels=self._kernels)
 
     @property
     def flops(self) -> int:
@@ -65,7 +77,7 @@ class Plan:
     ----------
     blocks : tuple of BlockPlan
     shape : tuple of int
-        Of the matrix computed.
+        Of the matrix computed, or (C, rows, columns) of the matrices of C outputs.
     dtype : numpy.dtype
     output_bytes, workspace_bytes : int
         The matrix itself (0 if the caller gave it), and everything else at its peak.
@@ -77,7 +89,7 @@ class Plan:
     """
 
     blocks: tuple[BlockPlan, ...]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     output_bytes: int
     workspace_bytes: int
@@ -114,10 +126,10 @@ class Plan:
             f"{seconds * 1e3:>10.3f}"
             for b, seconds in zip(self.blocks, self.block_seconds, strict=True)
         ]
-        rows, columns = self.shape
         lines.append(f"{'total':<{width}}  {'':<9} {self.flops / 1e9:>10.3f} {'':>17} {self.seconds * 1e3:>10.3f}")
+        size = " x ".join(map(str, self.shape))
         lines.append(
-            f"kernel {rows} x {columns}: {format_bytes(self.output_bytes)} output in {len(self.passes)} pass(es), "
+            f"kernel {size}: {format_bytes(self.output_bytes)} output in {len(self.passes)} pass(es), "
             f"{format_bytes(self.workspace_bytes)} workspace of {format_bytes(self.memory_limit)} allowed, "
             f"{self.threads} thread(s)"
         )
@@ -134,7 +146,9 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
     """
     fixed = output_bytes + problem.copied_bytes
     terms = [term for block in problem.blocks for term in block.terms]
-    minimum = max(_workspace(problem, list(same), threads).one_term for _, same in itertools.groupby(terms, _kind))
+    groups = [list(same) for _, same in itertools.groupby(terms, _kind)]
+    needs = [_workspace(problem, group, threads) for group in groups]
+    minimum = max(need.one_term for need in needs)
     if fixed + minimum > memory_limit:
         needed = fixed + minimum
         raise MemoryLimitError(
@@ -145,16 +159,14 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
             limit=memory_limit,
         )
     allowed = memory_limit - fixed
-    passes = _passes(problem, terms, allowed, threads)
-    workspace = 0
-    for count, end in zip(passes, itertools.accumulate(passes), strict=True):
-        workspace = max(workspace, min(allowed, _workspace(problem, terms[end - count : end], threads).full))
+    passes, workspace = [], 0
+    for group, need in zip(groups, needs, strict=True):
+        for count, full in _passes(problem, group, need, allowed, threads):
+            passes.append(count)
+            workspace = max(workspace, min(allowed, full))
     return Plan(
-        tuple(
-            BlockPlan(block.name, block.strategy, len(block.terms), count_cost(block, symmetric=problem.symmetric))
-            for block in problem.blocks
-        ),
-        problem.shape,
+        tuple(BlockPlan(block, problem.symmetric, problem.kernels) for block in problem.blocks),
+        problem.out_shape,
         problem.dtype,
         output_bytes,
         workspace + problem.copied_bytes,
@@ -165,7 +177,7 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
 
 
 def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> native.GramWorkspace:
-    return native.gram_workspace(terms, problem.shape, symmetric=problem.symmetric, threads=threads)
+    return native.gram_workspace(terms, problem.out_shape, symmetric=problem.symmetric, threads=threads)
 
 
 def _kind(term: GramTerm) -> tuple[int, ...] | bool:
@@ -176,22 +188,22 @@ def _kind(term: GramTerm) -> tuple[int, ...] | bool:
     return tuple(side.shape[2] for side in (left, right) if side is not None and len(side.shape) == 4)
 
 
-def _passes(problem: Problem, terms: Sequence[GramTerm], allowed: int, threads: int) -> list[int]:
-    """Return how many terms go into each pass, in their order: as many as fit, each kind apart from others."""
+def _passes(
+    problem: Problem, terms: Sequence[GramTerm], need: native.GramWorkspace, allowed: int, threads: int
+) -> Iterator[tuple[int, int]]:
+    """Yield how many terms of one kind go into each pass, in their order, as many as fit, and the workspace it uses."""
+    written_out = _kind(terms[0]) is True
 
-    def fits(part: Sequence[GramTerm]) -> bool:
-        minimum, full, _ = _workspace(problem, part, threads)
+    def fits(need: native.GramWorkspace) -> bool:
         # With less than all the workspace that helps, vectors would be written out several times.
-        return full <= min(allowed, EXPANDED_BYTES) if _kind(part[0]) is True else minimum <= allowed
+        return need.full <= min(allowed, EXPANDED_BYTES) if written_out else need.minimum <= allowed
 
-    counts: list[int] = []
     begin = 0
     while begin < len(terms):
-        end = begin + 1
-        while end < len(terms) and _kind(terms[end]) == _kind(terms[begin]):
-            end += 1
-        while end - begin > 1 and not fits(terms[begin:end]):
+        end = len(terms)
+        part = need if begin == 0 else _workspace(problem, terms[begin:end], threads)
+        while end - begin > 1 and not fits(part):
             end = begin + (end - begin + 1) // 2
-        counts.append(end - begin)
+            part = _workspace(problem, terms[begin:end], threads)
+        yield end - begin, part.full
         begin = end
-    return counts

@@ -19,7 +19,7 @@ from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.factored import FactoredBlock, factor
 from kernelgrowth.kernels.plan import Plan
-from kernelgrowth.kernels.tile_stream import TileStream, add_products
+from kernelgrowth.kernels.streamed import StreamedKernel, add_products
 
 __all__ = ["WAYS", "ProductBlockPlan", "ProductPlan", "Products", "stored_multiply", "stored_product"]
 
@@ -124,7 +124,7 @@ class Products:
         self._limit = memory_limit
         self._check_finite = check_finite
         self._groups: dict[Any, tuple[int, int]] = {}
-        self._tiled = TileStream(feats, feats2, outputs, roots)
+        self._tiled = StreamedKernel(feats, feats2, outputs, roots)
         each = feats.num_outputs if outputs == "full" else 1
         self.shape = (feats.num_examples * each, (feats if feats2 is None else feats2).num_examples * each)
 
@@ -319,12 +319,12 @@ def _finite(array: FloatArray) -> bool:
 
 def stored_product(plan: Plan, num_vectors: int, dtype: np.dtype[Any], *, computed: bool) -> ProductPlan:
     """Return the plan of a product with the kernel that `plan` computes, or has `computed` already."""
-    rows, columns = plan.shape
+    *_, rows, columns = plan.shape
     return ProductPlan(
         "stored",
         tuple(ProductBlockPlan(b.name, 0 if computed else b.flops, 0 if computed else b.bytes) for b in plan.blocks),
         num_vectors,
-        plan.shape,
+        (rows, columns),
         2 * num_vectors * rows * columns,
         rows * num_vectors * dtype.itemsize,
         plan.output_bytes + (0 if computed else plan.workspace_bytes),

@@ -41,6 +41,8 @@ class TiledKernel:
     shape : tuple of int
         Of the result.
     memory_limit, threads : int
+    bf16 : bool
+        Whether vectors are rounded to bfloat16.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class TiledKernel:
         *,
         memory_limit: int,
         threads: int,
+        bf16: bool,
     ) -> None:
         sources = (feats, feats if feats2 is None else feats2)
         self._examples = Examples(*sources)
@@ -62,7 +65,7 @@ class TiledKernel:
         self._roots = check_preconditioner(head, preconditioner)
         self._held = self._examples.held_bytes + sum(root.nbytes for pair in self._roots.values() for root in pair)
         self._outputs, self._shape, self._dtype = outputs, shape, feats.dtype
-        self._limit, self._threads = memory_limit, threads
+        self._limit, self._threads, self._bf16 = memory_limit, threads, bf16
         self._counts = tuple(source.num_examples for source in sources)
         self._chunks = tuple(source.chunk_size if isinstance(source, ChunkedFeatures) else None for source in sources)
         # A tile is a matrix with `_kept` rows an example, or in the "diagonal" mode `_layers` such matrices.
@@ -122,6 +125,7 @@ class TiledKernel:
             "shape": list(self._shape),
             "dtype": str(self._dtype),
             "outputs": self._outputs,
+            "bf16": self._bf16,
             "symmetric": self._symmetric,
             "unit": unit,
             "chunk_size": [self._chunks[side] for side in sides],
@@ -221,29 +225,16 @@ class TiledKernel:
     def _compute_piece(self, target: FloatArray, rows: Range, columns: Range, held: int) -> None:
         feats, feats2 = self._examples.pair(rows, columns)
         symmetric = self._symmetric and rows == columns
-        planned = self._planned(feats, None if symmetric else feats2, held)
-        for layer, (problem, plan) in zip(target, planned, strict=True):
-            evaluate(problem, plan, layer)
-            check_range(problem, layer)
+        problem, plan = self._planned(feats, None if symmetric else feats2, held)
+        matrix = target if problem.kernels > 1 else target[0]
+        evaluate(problem, plan, matrix)
+        check_range(problem, matrix)
 
-    def _planned(
-        self, feats: GradientFeatures, feats2: GradientFeatures | None, held: int
-    ) -> list[tuple[Problem, Plan]]:
+    def _planned(self, feats: GradientFeatures, feats2: GradientFeatures | None, held: int) -> tuple[Problem, Plan]:
         whole = (self._counts[0], self._counts[-1])
-        problems = lower(feats, feats2, self._outputs, self._roots, self._limit, examples=whole)
-        copied = sum(problem.copied_bytes for problem in problems)
-        return [
-            (
-                problem,
-                make_plan(
-                    problem,
-                    output_bytes=held + copied - problem.copied_bytes,
-                    memory_limit=self._limit,
-                    threads=self._threads,
-                ),
-            )
-            for problem in problems
-        ]
+        problem = lower(feats, feats2, self._outputs, self._roots, self._limit, examples=whole, bf16=self._bf16)
+        plan = make_plan(problem, output_bytes=held, memory_limit=self._limit, threads=self._threads)
+        return problem, plan
 
     def _choose_tile(self, unit: int, copies: int) -> int:
         """Return the examples along a side of a tile: as many as fit, and help, in multiples of `unit`."""

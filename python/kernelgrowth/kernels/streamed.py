@@ -17,7 +17,7 @@ from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import Problem, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 
-__all__ = ["Tile", "TileStream", "add_products"]
+__all__ = ["StreamedKernel", "Tile", "add_products"]
 
 # Rows and columns of a tile: whole examples, so many by the shape of the kernel alone.
 _ROWS = 1024
@@ -36,7 +36,7 @@ class Tile:
     mirrored: bool
 
 
-class TileStream:
+class StreamedKernel:
     """A kernel that is computed in tiles, in a fixed order; of a symmetric one, those on and above the diagonal."""
 
     def __init__(
@@ -48,6 +48,7 @@ class TileStream:
     ) -> None:
         self._feats, self._feats2, self._outputs, self._roots = feats, feats2, outputs, roots
         self._rows_each = feats.num_outputs if outputs == "full" else 1
+        self._counts = (feats.num_examples, (feats if feats2 is None else feats2).num_examples)
         self._examples = max(1, _ROWS // self._rows_each)
 
     def plans(self, memory_limit: int) -> list[tuple[Plan, int]]:
@@ -119,8 +120,7 @@ class TileStream:
         if self._feats2 is not None or rows != columns:
             right = (self._feats2 or self._feats).examples(columns.start, columns.stop)
         # The plan counts what has been copied for these few examples.
-        whole = (self._feats.num_examples, (self._feats2 or self._feats).num_examples)
-        (problem,) = lower(left, right, self._outputs, self._roots, sys.maxsize, examples=whole)
+        problem = lower(left, right, self._outputs, self._roots, sys.maxsize, examples=self._counts)
         plan = make_plan(
             problem, output_bytes=self.tile_bytes(), memory_limit=memory_limit, threads=native.num_threads()
         )
