@@ -189,6 +189,7 @@ class TestMemory:
         assert available > 0
         assert 0 < memory.resolve_memory_limit(None) <= available
         assert memory.resolve_memory_limit(123) == 123
+        assert memory.resolve_memory_limit(10**30) == sys.maxsize
 
     def test_control_groups_count(self, monkeypatch):
         class Folder(type(memory.Path())):

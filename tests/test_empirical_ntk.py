@@ -360,6 +360,23 @@ def test_dlpack_arrays_come_back_as_their_own_kind(n):
     assert np.array_equal(kernel.array, values @ values.T)
 
 
+def test_dlpack_arrays_of_unknown_libraries_give_numpy():
+    class Exporter:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    values = np.arange(6.0).reshape(2, 3)
+    kernel = empirical_ntk(GradientFeatures({"w": Rows(Exporter(values))}))
+    assert isinstance(kernel, np.ndarray)
+    assert np.array_equal(kernel, values @ values.T)
+
+
 class TestSameBits:
     """What an entry is must not depend on how the work was cut up or how the features lie in memory."""
 

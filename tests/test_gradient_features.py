@@ -53,6 +53,12 @@ def test_shapes_that_do_not_fit_are_refused(activations, backprops, match):
         OuterProduct(ones(activations), ones(backprops))
 
 
+@pytest.mark.parametrize("bias", [np.ones(5), "no", None])
+def test_a_bias_is_there_or_not(bias):
+    with pytest.raises(TypeError, match="bias must be True or False, got"):
+        OuterProduct(np.ones((2, 3)), np.ones((2, 5)), bias=bias)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_values_are_refused_with_their_place(value):
     array = ones((4, 3))

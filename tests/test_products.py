@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -155,6 +156,50 @@ def test_norm_diagonal_and_trace_without_the_kernel(case, outputs):
     assert np.all(np.abs(operator.diagonal() - np.diag(kernel)) <= PROMISE[case.dtype] * np.diag(scale))
 
 
+def test_a_diagonal_that_no_number_can_hold():
+    features = GradientFeatures({"w": Rows(np.full((3, 2), 1e20, np.float32))})
+    with pytest.raises(ValueError, match="feats give a kernel that float32 cannot hold"):
+        NTKOperator(features).diagonal()
+    assert np.all(np.isinf(NTKOperator(features, check_finite=False).diagonal()))
+    assert NTKOperator(features).trace() == pytest.approx(6e40)
+    huge = GradientFeatures({"w": Rows(np.full((3, 2), 1e200))})
+    with pytest.raises(ValueError, match="feats give a trace that float64 cannot hold"):
+        NTKOperator(huge).trace()
+
+
+def test_a_preconditioned_diagonal_stays_within_its_memory():
+    # Sums over pairs of positions would take little; a preconditioner has the gradients written out.
+    rng = np.random.default_rng(0)
+    conv = OuterProduct(rng.normal(size=(40, 4, 300)), rng.normal(size=(40, 2, 4, 300)))
+    wide = OuterProduct(rng.normal(size=(40, 700)), rng.normal(size=(40, 2, 800)))
+    for block, limit in ((conv, 10 * 2**20), (wide, 6 * 2**20)):
+        d_out, d_in = block.backprops.shape[3], block.activations.shape[2]
+        operator = NTKOperator(
+            GradientFeatures({"w": block}), preconditioner={"w": rng.random((d_out, d_in))}, memory_limit=limit
+        )
+        tracemalloc.start()
+        try:
+            operator.trace()
+        except MemoryLimitError:
+            assert block is wide
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= limit
+
+
+def test_many_vectors_by_tiles_need_little_beside_a_tile():
+    rng = np.random.default_rng(0)
+    features = GradientFeatures({"w": OuterProduct(rng.normal(size=(1200, 3)), rng.normal(size=(1200, 4)))})
+    operator = NTKOperator(features, products="tiles", memory_limit=24 * 2**20)
+    v = rng.normal(size=(1200, 200))
+    tracemalloc.start()
+    product = operator @ v
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 24 * 2**20
+    np.testing.assert_allclose(product, operator.gram() @ v, rtol=1e-9, atol=1e-9)
+
+
 def test_the_diagonal_in_chunks():
     rng = np.random.default_rng(0)
     conv = OuterProduct(rng.normal(size=(300, 60, 9)), rng.normal(size=(300, 2, 60, 70)), bias=True)
@@ -189,7 +234,7 @@ def test_vectors_of_any_size(way, exponent, seed):
     assert np.array_equal(operator @ np.ldexp(v, 90), np.ldexp(product, 90))
 
 
-@pytest.mark.parametrize("way", ["tiles", "factored"])
+@pytest.mark.parametrize("way", ["stored", "tiles", "factored"])
 def test_products_that_no_number_can_hold(way):
     features = GradientFeatures({"w": Rows(np.full((3, 2), 1e15, np.float32))})
     v = np.full(3, 1e10, np.float32)

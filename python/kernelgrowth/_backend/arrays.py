@@ -180,7 +180,7 @@ def special_functions(array: Any) -> Any:
 
 
 def like(result: npt.NDArray[Any], template: Any) -> Any:
-    """Return `result` as the kind of array that `template` is (NumPy, or through that library's DLPack import)."""
+    """Return `result` as the kind of array that `template` is: through its library's DLPack import, else as NumPy."""
     if isinstance(template, np.ndarray) or not hasattr(template, "__dlpack__"):
         return result
     if is_cupy(template):
@@ -188,4 +188,5 @@ def like(result: npt.NDArray[Any], template: Any) -> Any:
     # The array API standard asks arrays for their namespace; torch has none but follows its function names.
     if hasattr(template, "__array_namespace__"):
         return template.__array_namespace__().from_dlpack(result)
-    return sys.modules[type(template).__module__.split(".", 1)[0]].from_dlpack(result)
+    library = sys.modules[type(template).__module__.split(".", 1)[0]]
+    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def resolve_memory_limit(memory_limit: int | None) -> int:
     if memory_limit is None:
         # The system is asked a few times a second at most: asking takes longer than a small kernel.
         return _available_memory_lately(int(time.monotonic() * 4)) // 2
-    return check_integer("memory_limit", memory_limit, minimum=1)
+    return min(check_integer("memory_limit", memory_limit, minimum=1), sys.maxsize)
 
 
 def format_bytes(count: float) -> str:

@@ -41,7 +41,7 @@ class OuterProduct:
     Raises
     ------
     TypeError
-        If an array is not float32 or float64, or the two differ in dtype or array library.
+        If an array is not float32 or float64, or the two differ in dtype or array library; or if `bias` is no bool.
     ValueError
         If shapes disagree, a dimension is empty, a value is not finite, or `scale` is negative.
     """
@@ -55,6 +55,8 @@ class OuterProduct:
         array_namespace(a, d)
         self.activations: FloatArray = a[:, None, :] if a.ndim == 2 else a
         self.backprops: FloatArray = _with_outputs_and_positions(d, self.activations)
+        if not isinstance(bias, bool | np.bool_):
+            raise TypeError(f"bias must be True or False, got {type(bias).__name__}")
         self.bias = bool(bias)
         self.scale = _check_scale(scale, a.dtype)
         for name, array in (("activations", self.activations), ("backprops", self.backprops)):

@@ -36,8 +36,10 @@ def diagonal(
     """
     n, c = feats.num_examples, feats.num_outputs
     rows = c if outputs == "full" else 1
-    chunks = {name: max(1, min(n, _CHUNK_BYTES // _example_bytes(block))) for name, block in feats.items()}
-    needed = 2 * n * rows * 8 + max(chunks[name] * _example_bytes(block) for name, block in feats.items())
+    sizes = {name: _example_bytes(block, weighted=name in preconditioner) for name, block in feats.items()}
+    chunks = {name: max(1, min(n, _CHUNK_BYTES // size)) for name, size in sizes.items()}
+    weights_bytes = {name: sum(8 * array.size for array in preconditioner.get(name, ())) for name in feats}
+    needed = 2 * n * rows * 8 + max(chunks[name] * size + weights_bytes[name] for name, size in sizes.items())
     if needed > memory_limit:
         raise MemoryLimitError(
             f"the diagonal needs {format_bytes(needed)}, but memory_limit is {format_bytes(memory_limit)}",
@@ -46,10 +48,11 @@ def diagonal(
         )
     total: Float64Array = np.zeros((n, rows))
     for name, block in feats.items():
-        weights = preconditioner.get(name, ())
+        weights = tuple(array.astype(np.float64) for array in preconditioner.get(name, ()))
         for start in range(0, n, chunks[name]):
             part = block.examples(start, start + chunks[name])
-            norms = block.scale * _squared_norms(part, weights, outputs == "sum_logits")
+            with np.errstate(over="ignore", invalid="ignore"):
+                norms = block.scale * _squared_norms(part, weights, outputs == "sum_logits")
             if outputs in ("trace", "mean_trace"):
                 norms = norms.sum(axis=1, keepdims=True) / (c if outputs == "mean_trace" else 1)
             total[start : start + chunks[name]] += norms
@@ -62,7 +65,7 @@ def _sizes(block: OuterProduct) -> tuple[int, int, int, int]:
     return int(t), block.num_outputs, int(d_in), int(block.backprops.shape[3])
 
 
-def _example_bytes(block: Block) -> int:
+def _example_bytes(block: Block, *, weighted: bool) -> int:
     """Return what one example's temporaries take at most, in float64."""
     if not isinstance(block, OuterProduct):
         return 16 * block.num_outputs * block.num_parameters
@@ -70,7 +73,8 @@ def _example_bytes(block: Block) -> int:
     factors = 2 * t * d_in + 3 * c * t * d_out + c * d_in
     if t == 1:
         return 8 * factors
-    return 8 * (factors + (t * t * (2 + c) if _by_position_pairs(block) else 2 * c * d_in * _units(block)))
+    pairs = not weighted and _by_position_pairs(block)
+    return 8 * (factors + (t * t * (2 + c) if pairs else 2 * c * d_in * _units(block)))
 
 
 def _by_position_pairs(block: OuterProduct) -> bool:
@@ -84,14 +88,14 @@ def _units(block: OuterProduct) -> int:
     return max(1, min(d_out, _CHUNK_BYTES // (16 * c * d_in)))
 
 
-def _squared_norms(block: Block, weights: tuple[FloatArray, ...], total: bool) -> Float64Array:
+def _squared_norms(block: Block, weights: tuple[Float64Array, ...], total: bool) -> Float64Array:
     """Return Σ η g² for each example and output, (N, C); of the outputs' summed gradient, (N, 1), if `total`."""
     if not isinstance(block, OuterProduct):
         g: Any = block.rows.astype(np.float64)
         if total:
             g = g.sum(axis=1, keepdims=True)
         np.square(g, out=g)
-        return np.asarray(g @ weights[0].astype(np.float64) if weights else g.sum(axis=2))
+        return np.asarray(g @ weights[0] if weights else g.sum(axis=2))
     a: Any = block.activations.astype(np.float64)
     d: Any = block.backprops.astype(np.float64)
     if total:
@@ -104,16 +108,16 @@ def _squared_norms(block: Block, weights: tuple[FloatArray, ...], total: bool) -
     return np.asarray(np.einsum("ntu,nctu->nc", pairs, d @ d.transpose(0, 1, 3, 2)))
 
 
-def _one_position(a2: Any, d2: Any, bias: bool, weights: tuple[FloatArray, ...]) -> Float64Array:
+def _one_position(a2: Any, d2: Any, bias: bool, weights: tuple[Float64Array, ...]) -> Float64Array:
     if not weights:
         return np.asarray((a2.sum(axis=1) + float(bias))[:, None] * d2.sum(axis=2))
     n, c, d_out = d2.shape
-    weighted = (d2.reshape(n * c, d_out) @ weights[0].astype(np.float64)).reshape(n, c, -1)
+    weighted = (d2.reshape(n * c, d_out) @ weights[0]).reshape(n, c, -1)
     norms = np.einsum("nci,ni->nc", weighted, a2)
-    return np.asarray(norms + d2 @ weights[1].astype(np.float64) if bias else norms)
+    return np.asarray(norms + d2 @ weights[1] if bias else norms)
 
 
-def _written_out(block: OuterProduct, a: Any, d: Any, weights: tuple[FloatArray, ...]) -> Float64Array:
+def _written_out(block: OuterProduct, a: Any, d: Any, weights: tuple[Float64Array, ...]) -> Float64Array:
     norms: Float64Array = np.zeros(d.shape[:2])
     step = _units(block)
     for begin in range(0, d.shape[3], step):
@@ -123,5 +127,5 @@ def _written_out(block: OuterProduct, a: Any, d: Any, weights: tuple[FloatArray,
         norms += np.einsum("ncoi,oi->nc", gradients, weights[0][units]) if weights else gradients.sum(axis=(2, 3))
     if block.bias:
         squares = np.square(d.sum(axis=2))
-        norms += squares @ weights[1].astype(np.float64) if weights else squares.sum(axis=2)
+        norms += squares @ weights[1] if weights else squares.sum(axis=2)
     return norms

@@ -9,7 +9,7 @@ from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth.kernels.lowering import Problem
 from kernelgrowth.kernels.plan import Plan
 
-__all__ = ["check_range", "evaluate"]
+__all__ = ["check_range", "check_values", "evaluate", "is_finite"]
 
 
 def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
@@ -34,11 +34,19 @@ def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
 
 def check_range(problem: Problem, out: FloatArray) -> None:
     """Refuse a kernel that left the range of its dtype; on the diagonal it is largest."""
-    values = out.diagonal(axis1=-2, axis2=-1) if problem.symmetric else out
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum(dtype=np.float64)
-    if not np.isfinite(total) and not np.isfinite(values).all():
+    check_values("kernel", out.diagonal(axis1=-2, axis2=-1) if problem.symmetric else out)
+
+
+def check_values(what: str, values: FloatArray) -> None:
+    """Refuse what is computed from features unless all values are finite."""
+    if not is_finite(values):
         raise ValueError(
-            f"feats give a kernel that {problem.dtype} cannot hold (or hold values that are not finite): rescale them, "
+            f"feats give a {what} that {values.dtype} cannot hold (or hold values that are not finite): rescale them, "
             "or compute in float64"
         )
+
+
+def is_finite(array: FloatArray) -> bool:
+    """Whether all values are; nothing is allocated if their sum is."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float64)) or np.isfinite(array).all())

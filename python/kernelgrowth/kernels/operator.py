@@ -16,7 +16,7 @@ from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.diagonal import diagonal
-from kernelgrowth.kernels.evaluate import check_range, evaluate
+from kernelgrowth.kernels.evaluate import check_range, check_values, evaluate
 from kernelgrowth.kernels.lowering import Problem, check_pair, check_preconditioner, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.products import WAYS, ProductPlan, Products, stored_multiply, stored_product
@@ -169,15 +169,23 @@ class NTKOperator:
         Raises
         ------
         ValueError
-            If the operator is rectangular by construction.
+            If the operator is rectangular by construction, or if an entry leaves the range of its dtype.
         MemoryLimitError
             If the result and a few examples in float64 do not fit `memory_limit`.
         """
-        return self._exact_diagonal("diagonal").astype(self.dtype)
+        exact = self._exact_diagonal("diagonal")
+        with np.errstate(over="ignore"):
+            result: FloatArray = exact.astype(self.dtype)
+        if self._check_finite:
+            check_values("kernel", result)
+        return result
 
     def trace(self) -> float:
         """Return the sum of the diagonal, in float64 and without the kernel; it raises what `diagonal` does."""
-        return float(self._exact_diagonal("trace").sum())
+        total = self._exact_diagonal("trace").sum()
+        if self._check_finite:
+            check_values("trace", total)
+        return float(total)
 
     def frobenius_norm(self) -> float:
         """Return sqrt(Σ K_ij²), accumulated in float64: of the stored kernel, or of its tiles where it is not kept."""
@@ -234,7 +242,8 @@ class NTKOperator:
             raise BackendError("v is a CuPy array, but the features are on the CPU: move one of them")
         way = self._chosen_way()
         if way == "stored":
-            return stored_multiply(self.gram().T if transposed else self.gram(), vectors)
+            kernel = self.gram().T if transposed else self.gram()
+            return stored_multiply(kernel, vectors, check_finite=self._check_finite)
         if vectors.size == 0:
             return np.zeros((self.shape[1 if transposed else 0], 0), np.result_type(self.dtype, vectors.dtype))
         product = self._products.multiply(way, vectors.reshape(rows, -1), transposed=transposed)

@@ -17,6 +17,7 @@ from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import GradientFeatures
+from kernelgrowth.kernels.evaluate import check_values, is_finite
 from kernelgrowth.kernels.factored import FactoredBlock, factor
 from kernelgrowth.kernels.plan import Plan
 from kernelgrowth.kernels.streamed import StreamedKernel, add_products
@@ -189,11 +190,8 @@ class Products:
         else:
             limit = self._tile_limit(v.shape[1], dtype, shape)
             result = self._by_tiles(v, limit, dtype, shape, transposed)
-        if self._check_finite and not _finite(result) and _finite(v):
-            raise ValueError(
-                f"feats give a product that {dtype} cannot hold (or hold values that are not finite): rescale them, "
-                "or compute in float64"
-            )
+        if self._check_finite and is_finite(v):
+            check_values("product", result)
         return result
 
     def squared_norm(self) -> float:
@@ -229,8 +227,8 @@ class Products:
         return shape[1] * self._feats.dtype.itemsize + shape[0] * 8
 
     def _fixed_bytes(self, vectors: int, shape: tuple[int, int]) -> int:
-        """Bytes beside the product and the tiles: also of a tile's own product."""
-        return vectors * (self._vector_bytes(shape) + self._tiled.tile_bytes())
+        """Bytes beside the product and the tiles: also of a tile's own product, and of its vectors side by side."""
+        return vectors * (self._vector_bytes(shape) + sum(self._tiled.tile_shape()) * self._feats.dtype.itemsize)
 
     def _group(self, vectors: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> tuple[int, int]:
         """Return how many vectors are taken at a time, and the workspace left for each block's product."""
@@ -312,11 +310,6 @@ def _scaled_back(
         return product.astype(dtype, copy=False)
 
 
-def _finite(array: FloatArray) -> bool:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum(dtype=np.float64)) or np.isfinite(array).all())
-
-
 def stored_product(plan: Plan, num_vectors: int, dtype: np.dtype[Any], *, computed: bool) -> ProductPlan:
     """Return the plan of a product with the kernel that `plan` computes, or has `computed` already."""
     *_, rows, columns = plan.shape
@@ -333,10 +326,12 @@ def stored_product(plan: Plan, num_vectors: int, dtype: np.dtype[Any], *, comput
     )
 
 
-def stored_multiply(kernel: FloatArray, v: FloatArray) -> FloatArray:
+def stored_multiply(kernel: FloatArray, v: FloatArray, *, check_finite: bool) -> FloatArray:
     """Return `kernel @ v` as NumPy does; where that would cast all of the kernel first, some rows at a time."""
-    if np.result_type(kernel, v) == kernel.dtype:
-        product: FloatArray = kernel @ v
-        return product
-    slabs = [kernel[i : i + _SLAB_ROWS] @ v for i in range(0, kernel.shape[0], _SLAB_ROWS)]
-    return np.concatenate(slabs)
+    step = kernel.shape[0] if np.result_type(kernel, v) == kernel.dtype else _SLAB_ROWS
+    with np.errstate(over="ignore", invalid="ignore"):
+        slabs = [kernel[i : i + step] @ v for i in range(0, kernel.shape[0], step)]
+    product: FloatArray = slabs[0] if len(slabs) == 1 else np.concatenate(slabs)
+    if check_finite and is_finite(v):
+        check_values("product", product)
+    return product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -69,11 +70,14 @@ class StreamedKernel:
             raise max(refusals, key=lambda error: error.needed)
         return plans
 
+    def tile_shape(self) -> tuple[int, int]:
+        """Return the rows and columns of the largest tile."""
+        rows, columns = (min(self._examples, count) * self._rows_each for count in self._counts)
+        return rows, columns
+
     def tile_bytes(self) -> int:
         """Return the bytes of the largest tile."""
-        columns = (self._feats if self._feats2 is None else self._feats2).num_examples
-        rows = min(self._examples, self._feats.num_examples) * self._rows_each
-        return rows * min(self._examples, columns) * self._rows_each * self._feats.dtype.itemsize
+        return math.prod(self.tile_shape()) * self._feats.dtype.itemsize
 
     def tiles(self, memory_limit: int, *, check_finite: bool) -> Iterator[Tile]:
         """Compute one tile after another, within `memory_limit` bytes for each and its computation."""
