@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cpu/dispatch.hpp"
+#include "kernelgrowth/error.hpp"
 #include "kernelgrowth/rows.hpp"
 #include "runtime/workspace.hpp"
 
@@ -221,6 +222,10 @@ template void pack_panel(const KernelTable<double>&, const FactorView<double>&, 
 
 template <class T>
 void squared_norms(const FactorView<T>& factor, double* norms, const RowsOptions& options) {
+  if (factor.positions != 1) throw InvalidArgument("squared_norms: a factor's vectors may not have positions");
+  if (factor.examples < 1 || factor.outputs < 1 || factor.length < 1) {
+    throw InvalidArgument("squared_norms: the factor is empty");
+  }
   const auto& kernels = cpu::kernel_table<T>(options.isa);
   const index_t panel = static_cast<index_t>(kernels.panel);
   const cpu::PackedLayout layout{factor.outputs, factor.length, factor.examples, panel};

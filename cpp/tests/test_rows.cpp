@@ -140,6 +140,14 @@ void refusals() {
   wrong.outer_product->folded = 2;
   wrong.length = 30;
   CHECK_THROWS(InvalidArgument, run(wrong));
+  std::vector<double> norms(8);
+  FactorView<double> vectors{a.storage.data(), 4, 1, 3, 0, 0, 1};
+  squared_norms<double>(vectors, norms.data(), {});
+  vectors.positions = 2;
+  CHECK_THROWS(InvalidArgument, squared_norms<double>(vectors, norms.data(), {}));
+  vectors.positions = 1;
+  vectors.length = 0;
+  CHECK_THROWS(InvalidArgument, squared_norms<double>(vectors, norms.data(), {}));
 }
 
 }  // namespace
