@@ -19,6 +19,8 @@ constexpr index_t depth_step = 256;
 constexpr index_t run_length = 64 * depth_step;
 // A register tile goes this deep before the next one begins: a panel of it stays in the second-level cache.
 constexpr index_t depth_block = 8 * depth_step;
+// Pairs of more positions than that are summed in squares, and the squares' sums in the same way.
+constexpr index_t positions_step = 128;
 
 struct Range {
   index_t begin, end;
@@ -258,12 +260,29 @@ class Strip {
                               static_cast<std::size_t>(width), term.offset, 1);
       }
       for (index_t c = from; c < cols.end; ++c) {
-        const T total = kernels_.sum_pairs(values + (c - from) * shape_.col_positions, shape_.width,
-                                           static_cast<std::size_t>(shape_.row_positions),
-                                           static_cast<std::size_t>(shape_.col_positions), repeated);
+        const T total =
+            sum_pairs(values + (c - from) * shape_.col_positions, shape_.row_positions, shape_.col_positions, repeated);
         sum[(r - rows.begin) * shape_.width + (c - cols.begin)] += term.scale * total;
       }
     }
+  }
+
+  // The sum of a matrix, which may be overwritten; the transposed matrix has the same bits.
+  T sum_pairs(T* values, index_t rows, index_t cols, T* columns) const {
+    auto sum = [&](index_t row, index_t col) {
+      return kernels_.sum_pairs(values + row * shape_.width + col, shape_.width,
+                                static_cast<std::size_t>(std::min(positions_step, rows - row)),
+                                static_cast<std::size_t>(std::min(positions_step, cols - col)), columns);
+    };
+    if (std::max(rows, cols) <= positions_step) return sum(0, 0);
+    const index_t row_steps = ceil_div(rows, positions_step), col_steps = ceil_div(cols, positions_step);
+    for (index_t i = 0; i < row_steps; ++i) {
+      // A square's sum takes a place of a square that has been summed, its own or one before.
+      for (index_t j = 0; j < col_steps; ++j) {
+        values[i * shape_.width + j] = sum(i * positions_step, j * positions_step);
+      }
+    }
+    return sum_pairs(values, row_steps, col_steps, columns);
   }
 
   // Columns of the sum become rows of K: some at a time are turned in cache, so that each row of K is then written in

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
@@ -59,18 +60,19 @@ struct Loop {
   }
 };
 
-// Waits a few microseconds for what usually comes at once: a kernel is several loops one after another, and putting a
-// thread to sleep and waking it costs more than a small one.
+// Waits some tens of microseconds for what usually comes at once: a kernel is several loops one after another, and
+// putting a thread to sleep and waking it costs more than a small one.
 template <class Condition>
-bool spin_until(Condition condition) {
+void spin_until(Condition condition) {
   constexpr int turns = 2000;
   for (int i = 0; i < turns; ++i) {
-    if (condition()) return true;
+    if (condition()) return;
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
   }
-  return false;
 }
 
 class Pool {
@@ -81,19 +83,19 @@ class Pool {
   bool try_run(Loop& loop, int threads, const Poll& poll) {
     const std::unique_lock busy(busy_, std::try_to_lock);
     if (!busy.owns_lock()) return false;
+    try {
+      while (static_cast<int>(helpers_.size()) < threads - 1) start_helper();
+    } catch (const std::system_error&) {
+      // The system grants no more threads: those that run share the work.
+    }
+    const auto called = std::min(static_cast<std::size_t>(threads - 1), helpers_.size());
     {
       const std::lock_guard lock(mutex_);
-      try {
-        while (started_ < threads - 1) start_worker();
-      } catch (const std::system_error&) {
-        // The system grants no more threads: those that run share the work.
-      }
       loop_ = &loop;
-      helpers_ = std::min(threads - 1, started_);
-      unfinished_ = helpers_;
-      ++generation_;
+      unfinished_ = static_cast<int>(called);
+      for (std::size_t i = 0; i < called; ++i) helpers_[i].called = true;
     }
-    wake_.notify_all();
+    for (std::size_t i = 0; i < called; ++i) helpers_[i].wake.notify_one();
     loop.run(0, poll);
     // A poll that forked: what the parent's helpers had drawn will never be done in the child.
     if (&shared() != this) throw std::runtime_error("the process was forked in the middle of a parallel loop");
@@ -105,33 +107,44 @@ class Pool {
   }
 
  private:
-  // Workers are never joined: a process must be able to exit, or fork, whatever they wait for.
-  void start_worker() {
-    std::thread([this, id = started_ + 1, seen = generation_.load()]() mutable {
-      for (;;) {
-        spin_until([&] { return generation_ != seen; });
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return generation_ != seen; });
-        seen = generation_;
-        if (id > helpers_) continue;
-        Loop& loop = *loop_;
-        lock.unlock();
-        loop.run(id, {});
-        lock.lock();
-        if (--unfinished_ == 0) done_.notify_one();
-      }
-    }).detach();
-    ++started_;
+  // Each is called by itself: to wake all for a loop of two would take the processors from those that it needs.
+  struct Helper {
+    std::condition_variable wake{};
+    std::atomic<bool> called{false};
+  };
+
+  // Helpers are never joined: a process must be able to exit, or fork, whatever they wait for.
+  void start_helper() {
+    Helper& helper = helpers_.emplace_back();
+    try {
+      std::thread([this, &helper, id = static_cast<int>(helpers_.size())] { serve(helper, id); }).detach();
+    } catch (...) {
+      helpers_.pop_back();
+      throw;
+    }
+  }
+
+  void serve(Helper& helper, int id) {
+    for (;;) {
+      spin_until([&] { return helper.called.load(); });
+      std::unique_lock lock(mutex_);
+      helper.wake.wait(lock, [&] { return helper.called.load(); });
+      helper.called = false;
+      Loop& loop = *loop_;
+      lock.unlock();
+      loop.run(id, {});
+      lock.lock();
+      if (--unfinished_ == 0) done_.notify_one();
+    }
   }
 
   std::mutex busy_;
+  std::deque<Helper> helpers_;  // who holds busy_ adds to them
   std::mutex mutex_;
-  std::condition_variable wake_, done_;
+  std::condition_variable done_;
   Loop* loop_ = nullptr;
-  int started_ = 0, helpers_ = 0;
-  // Changed under the mutex; atomic because they are read without it by who spins.
+  // Like Helper::called it changes under the mutex, and is atomic because who spins reads it without.
   std::atomic<int> unfinished_ = 0;
-  std::atomic<unsigned long> generation_ = 0;
 };
 
 // Never destroyed, and replaced in a forked child, where the threads of the parent's pool do not exist.

@@ -113,6 +113,31 @@ void long_sums() {
   }
 }
 
+// The same for sums over pairs of many positions, in an order that exchanging the sides does not change.
+void many_positions(Random& random) {
+  const index_t t = 700, u = 300;
+  const std::vector<float> equal(static_cast<std::size_t>(t), 1.88157606f);
+  auto view = [](const std::vector<float>& values, index_t positions) {
+    FactorView<float> factor{values.data(), 1, 1, 1, positions, positions, 1};
+    factor.positions = positions;
+    factor.position_stride = 1;
+    return factor;
+  };
+  auto term = [](const FactorView<float>& left, const FactorView<float>& right) {
+    return std::vector<Term<float>>{{{left, right}, FactorPair<float>{left, right}, 0, 1}};
+  };
+  const double exact = static_cast<double>(t * t) * std::pow(static_cast<double>(equal[0]), 4);
+  const auto a = random.normals<float>(t), b = random.normals<float>(u);
+  for (const auto& isa : available_isas()) {
+    GramOptions options;
+    options.isa = isa;
+    CHECK(std::abs(static_cast<double>(run(term(view(equal, t), {}), 1, 1, options)[0]) - exact) <= 4e-6 * exact);
+    options.symmetric = false;
+    const auto k = run(term(view(a, t), view(b, u)), 1, 1, options);
+    CHECK(same_bits(run(term(view(b, u), view(a, t)), 1, 1, options), k));
+  }
+}
+
 // Kernels computed at once have the bits of those computed one by one.
 template <class T>
 void several_kernels(Random& random) {
@@ -236,6 +261,7 @@ int main() {
   }
   for (int i = 0; i < 20; ++i) bf16(random);
   long_sums();
+  many_positions(random);
   too_many_threads();
   refusals();
   return 0;

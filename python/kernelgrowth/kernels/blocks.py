@@ -21,7 +21,7 @@ PIECE = 6144
 # reads (rows + columns) numbers a position to multiply rows * columns of them.
 COLUMNS = 96
 # Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
-LONGEST_ROWS = 2**15
+LONGEST_ROWS = 2**12
 
 
 @dataclass(frozen=True)

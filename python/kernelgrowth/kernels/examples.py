@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import checksum
@@ -11,9 +9,6 @@ from kernelgrowth.gradients.identity import checksum
 __all__ = ["Examples", "Source"]
 
 Source = GradientFeatures | ChunkedFeatures
-
-# Examples whose numbers tell one probe set in memory from another.
-SAMPLES = 32
 
 
 class Examples:
@@ -49,16 +44,13 @@ class Examples:
         return first, second
 
     def fingerprint(self, side: int) -> int:
-        """Return a checksum of the first and last chunk, or of examples spread over features in memory."""
+        """Return a checksum of the first and last chunk, or of all features in memory."""
         source = self._sources[side]
         if isinstance(source, ChunkedFeatures):
             if not source.is_known(source.num_chunks - 1):
                 self._held.clear()
             return source.checksum(0) ^ (source.checksum(source.num_chunks - 1) << 32)
-        value = 0
-        for n in np.unique(np.linspace(0, source.num_examples - 1, SAMPLES).astype(int)):
-            value = checksum(source.examples(n, n + 1), value)
-        return value
+        return checksum(source)
 
     def _part(self, source: Source, begin: int, end: int) -> GradientFeatures:
         if isinstance(source, GradientFeatures):
