@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ __all__ = [
     "active_isa",
     "col2im",
     "copy_bandwidth",
+    "core_is_serial",
+    "gemm",
     "gram",
     "gram_workspace",
     "has_bf16",
@@ -116,10 +119,14 @@ class GramTerm(NamedTuple):
     scale: float = 1.0
 
 
+core_is_serial: ContextVar[bool] = ContextVar("core_is_serial", default=False)
+"""Set where several threads of Python's call the core, each of which then takes one thread unless asked for more."""
+
+
 def num_threads(requested: int | None = None) -> int:
     """Threads a call will use: as requested, else KERNELGROWTH_NUM_THREADS, else the CPUs this process may run on."""
     if requested is None:
-        return _core.default_threads()
+        return 1 if core_is_serial.get() else _core.default_threads()
     return check_integer("num_threads", requested, minimum=1, maximum=4096)
 
 
@@ -287,6 +294,47 @@ def _columns_shape(
     if min(rows, columns) < 1:
         raise ValueError(f"kernel must fit into {height} x {width} pixels with padding {padding}, got {kernel}")
     return rows * columns, kernel[0] * kernel[1] * channels
+
+
+def gemm(
+    a: FloatArray, b: FloatArray, out: FloatArray | None = None, *, threads: int | None = None, isa: str = ""
+) -> FloatArray:
+    """Return the product of two matrices.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (rows, depth) and (depth, cols)
+        None of the three empty; any strides, float32 or float64. Values are not checked.
+    out : ndarray, shape (rows, cols), optional
+        Overwritten; its rows are contiguous, and it shares no memory with `a` and `b`.
+    threads : int, optional
+        The bits of the result do not depend on it, nor those of an entry on the other rows and columns.
+    isa : str
+        Instruction set; empty for the active one.
+
+    Returns
+    -------
+    ndarray, shape (rows, cols)
+        `out` where it is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array is not as described.
+    """
+    a = as_array("a", a, ndim=2, finite=False)
+    b = as_array("b", b, ndim=2, dtype=a.dtype, finite=False)
+    shape = (a.shape[0], b.shape[1])
+    if a.shape[1] != b.shape[0] or 0 in a.shape or 0 in b.shape:
+        raise ValueError(f"a and b must be (rows, depth) and (depth, cols), not empty, got {a.shape} and {b.shape}")
+    if out is None:
+        out = np.empty(shape, dtype=a.dtype)
+    elif out.shape != shape:
+        raise ValueError(f"out must have the product's shape {shape}, got {out.shape}")
+    elif np.may_share_memory(out, a) or np.may_share_memory(out, b):
+        raise ValueError("out must not share memory with a or b")
+    _core.gemm(a, b, out, threads=num_threads(threads), isa=isa)
+    return out
 
 
 Sides = tuple[FloatArray, FloatArray]
