@@ -120,8 +120,8 @@ class Gemm {
                      k.size(), a_.col_stride, own + (i - in_place) * k.size());
       }
       for (index_t p = panels.begin; p < panels.end; ++p) {
-        const T* b = packed + ((p - group.panels.begin) * group.blocks.size() + block - group.blocks.begin) *
-                                  panel_elements();
+        const T* b =
+            packed + ((p - group.panels.begin) * group.blocks.size() + block - group.blocks.begin) * panel_elements();
         for (index_t i = 0; i < rows.size(); i += tile_rows()) {
           const index_t at = i - in_place;
           const Rows a = at < 0 ? Rows{a_.at(rows.begin + i, k.begin), a_.row_stride, a_.col_stride}

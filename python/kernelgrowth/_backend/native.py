@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -267,6 +268,9 @@ def _check_windows(
 ) -> tuple[FloatArray, FloatArray]:
     images = as_array("images", images, ndim=4, finite=False)
     columns = as_array("columns", columns, ndim=3, dtype=images.dtype, finite=False)
+    for name, pair in (("kernel", kernel), ("stride", stride), ("padding", padding)):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"{name} must be (height, width), got {pair!r}")
     wanted = (len(images), *_columns_shape(images.shape[1:], kernel, stride, padding))
     if columns.shape != wanted:
         raise ValueError(f"columns must have shape {wanted}, got {columns.shape}")
@@ -276,12 +280,11 @@ def _check_windows(
     return images, columns
 
 
+@functools.lru_cache(maxsize=256)
 def _columns_shape(
     image: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> tuple[int, int]:
     for name, pair, minimum in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"{name} must be (height, width), got {pair!r}")
         for value in pair:
             check_integer(name, value, minimum=minimum)
     height, width, channels = image
@@ -322,15 +325,9 @@ def gemm(
     TypeError, ValueError
         If an array is not as described.
     """
-    a = as_array("a", a, ndim=2, finite=False)
-    b = as_array("b", b, ndim=2, dtype=a.dtype, finite=False)
-    shape = (a.shape[0], b.shape[1])
-    if a.shape[1] != b.shape[0] or 0 in a.shape or 0 in b.shape:
-        raise ValueError(f"a and b must be (rows, depth) and (depth, cols), not empty, got {a.shape} and {b.shape}")
+    # The core checks the rest, naming the argument: this is called many times for small matrices.
     if out is None:
-        out = np.empty(shape, dtype=a.dtype)
-    elif out.shape != shape:
-        raise ValueError(f"out must have the product's shape {shape}, got {out.shape}")
+        out = np.empty((*a.shape[:1], *b.shape[1:2]), dtype=a.dtype)
     elif np.may_share_memory(out, a) or np.may_share_memory(out, b):
         raise ValueError("out must not share memory with a or b")
     _core.gemm(a, b, out, threads=num_threads(threads), isa=isa)

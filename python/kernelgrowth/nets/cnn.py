@@ -26,7 +26,7 @@ __all__ = ["CNN"]
 
 # Examples go through the whole network in parts whose largest columns take about so many bytes: small enough to stay in
 # a cache, large enough for the matrix products (calibrated on Zen 4). Parts depend on shapes alone, so sums do too.
-_PART_BYTES = 2 << 20
+_PART_BYTES = 3 << 20
 _PART_BYTES_CUDA = 256 << 20
 
 
@@ -289,6 +289,7 @@ class CNN(Layered):
                 layer.name: _factors(layer, stage, a, d)
                 for layer, stage, a, d in zip(self._layers, stages, activations, backprops, strict=True)
             },
+            finite=self._cannot_overflow(params, x),
         )
 
     def _prepare(self, params: Mapping[str, Any]) -> list[_Weights]:
@@ -315,7 +316,6 @@ class CNN(Layered):
     ) -> tuple[Any, _Trace]:
         """Return the outputs at the images h, and their trace; `columns` receives every layer's."""
         activation = ACTIVATIONS[self.activation]
-        xp = array_namespace(h)
         trace = _Trace([], [])
         index = 0
         for stage in self._stages:

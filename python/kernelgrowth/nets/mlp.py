@@ -180,7 +180,7 @@ class MLP(Layered):
                 bias=layer.has_bias,
                 scale=layer.common**2,
             )
-        return GradientFactors(predictions=outputs, blocks=blocks)
+        return GradientFactors(predictions=outputs, blocks=blocks, finite=self._cannot_overflow(params, x))
 
     # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
     @np.errstate(invalid="ignore")

@@ -13,7 +13,7 @@ __all__ = ["matrix_product"]
 def matrix_product(a: Any, b: Any) -> Any:
     """Return a b, of NumPy arrays by the library's own product.
 
-    It is as fast as NumPy's on large matrices and faster on the narrow ones here, its bits do not depend on threads, and
-    no threads of another pool are left spinning on the processors that the kernel needs next.
+    Beside its speed on narrow matrices, its bits do not depend on threads, and it leaves no threads of another pool
+    spinning on the processors that the kernel needs next.
     """
     return a @ b if is_cupy(a) else gemm(a, b)
