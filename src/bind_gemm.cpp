@@ -21,13 +21,18 @@ StridedMatrix<T> strided(const py::array& array, const char* name) {
           array.strides(1) / size};
 }
 
+// Preparing to answer Ctrl-C would cost a small product more than its arithmetic.
+constexpr double long_product = 1e8;
+
 template <class T>
-void run(const py::array& a, const py::array& b, const py::array& out, const GemmOptions& options) {
+void run(const py::array& a, const py::array& b, const py::array& out, GemmOptions options) {
   const auto left = strided<T>(a, "a"), right = strided<T>(b, "b"), result = strided<T>(out, "out");
   if (!out.writeable()) throw py::value_error("gemm: out must be writeable");
   if ((result.cols > 1 && result.col_stride != 1) || (result.rows > 1 && result.row_stride < result.cols)) {
     throw py::value_error("gemm: the rows of out must be contiguous and follow one another");
   }
+  const double operations = static_cast<double>(left.rows * left.cols) * static_cast<double>(right.cols);
+  if (operations > long_product) options.poll = signal_poll();
   const py::gil_scoped_release release;
   gemm<T>(left, right, {const_cast<T*>(result.data), result.rows, result.cols, result.row_stride}, options);
 }
@@ -39,7 +44,7 @@ void register_gemm(py::module_& m) {
   m.def(
       "gemm",
       [](const py::array& a, const py::array& b, const py::array& out, int threads, const std::string& isa) {
-        const GemmOptions options{threads, isa, signal_poll()};
+        const GemmOptions options{threads, isa, {}};
         if (py::isinstance<py::array_t<float>>(a)) {
           run<float>(a, b, out, options);
         } else {

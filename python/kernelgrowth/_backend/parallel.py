@@ -45,10 +45,14 @@ def for_each(function: Callable[[T], object], parts: Sequence[T]) -> None:
     helpers = [
         threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True) for _ in range(workers - 1)
     ]
-    for helper in helpers:
-        helper.start()
-    contextvars.copy_context().run(work)
-    for helper in helpers:
-        helper.join()
+    try:
+        for helper in helpers:
+            helper.start()
+        contextvars.copy_context().run(work)
+        for helper in helpers:
+            helper.join()
+    except BaseException as error:
+        errors.append(error)
+        raise
     if errors:
         raise errors[0]

@@ -244,7 +244,7 @@ class CNN(Layered):
 
         return outputs, pullback
 
-    # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
+    # Checks of values find what is not finite.
     @np.errstate(invalid="ignore")
     def gradient_factors(self, params: Mapping[str, Any], x: Any, *, check_finite: bool = True) -> GradientFactors:
         """Return every example's gradient of every output, factored layer by layer.
@@ -258,8 +258,8 @@ class CNN(Layered):
         -------
         GradientFactors
             Contiguous arrays: (N, T, d_in) and (N, C, T, d_out) of a convolution, (N, d_in) and (N, C, d_out) of a
-            dense layer. Memory is N·T·(d_in + C·d_out) numbers for each layer and a few MiB of scratch, time that of
-            C backward passes without the weights' gradients.
+            dense layer. Memory is N·T·(d_in + C·d_out) numbers for each layer and a few MiB of scratch a thread, time
+            that of C backward passes without the weights' gradients.
         """
         x = self._check(params, x, check_finite)
         weights = self._prepare(params)
@@ -283,14 +283,11 @@ class CNN(Layered):
                     pass
 
         _for_each(sweep, self._parts(x), x)
-        return GradientFactors(
-            predictions=outputs,
-            blocks={
-                layer.name: _factors(layer, stage, a, d)
-                for layer, stage, a, d in zip(self._layers, stages, activations, backprops, strict=True)
-            },
-            finite=self._cannot_overflow(params, x),
-        )
+        blocks = {
+            layer.name: _factors(layer, stage, a, d)
+            for layer, stage, a, d in zip(self._layers, stages, activations, backprops, strict=True)
+        }
+        return self._gradient_factors(params, x, outputs, blocks)
 
     def _prepare(self, params: Mapping[str, Any]) -> list[_Weights]:
         prepared = []

@@ -14,9 +14,13 @@ import numpy.typing as npt
 from kernelgrowth._backend.arrays import array_namespace, float_dtype, to_cuda
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
 from kernelgrowth.nets.activations import ACTIVATIONS
+from kernelgrowth.nets.factors import GradientFactors, LayerFactors
 from kernelgrowth.nets.parameterizations import PARAMETERIZATIONS, LayerScales
 
 __all__ = ["Layer", "Layered", "scaled"]
+
+# So many numbers are looked at one by one sooner than bounded.
+_FEW = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,12 @@ class Layered(ABC):
         array_namespace(x, *params.values())
         float_dtype(**{f"params[{name!r}]": params[name] for name in shapes}, x=x)
         return x
+
+    def _gradient_factors(
+        self, params: Mapping[str, Any], x: Any, predictions: Any, blocks: dict[str, LayerFactors]
+    ) -> GradientFactors:
+        numbers = sum(block.activations.size + block.backprops.size for block in blocks.values())
+        return GradientFactors(predictions, blocks, finite=numbers > _FEW and self._cannot_overflow(params, x))
 
     def _cannot_overflow(self, params: Mapping[str, Any], x: Any) -> bool:
         """Whether bounds show that all values of a forward and a backward sweep from unit vectors are finite.
