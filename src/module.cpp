@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   py::register_local_exception<kernelgrowth::WorkspaceTooSmall>(m, "WorkspaceTooSmall", PyExc_MemoryError);
   kernelgrowth::python::register_runtime(m);
   kernelgrowth::python::register_gram(m);
+  kernelgrowth::python::register_gemm(m);
   kernelgrowth::python::register_matmul(m);
   kernelgrowth::python::register_im2col(m);
   kernelgrowth::python::register_statistics(m);

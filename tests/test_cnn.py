@@ -337,8 +337,36 @@ def test_images_are_rows_in_channel_first_order_and_may_be_strided_and_read_only
     assert CNN((5, 4), [Flatten(), Dense(1)]).input_shape == (1, 5, 4)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    monkeypatch.setattr(cnn, "_PART_BYTES", 1 << 15)
+    net = CNN((3, 12, 12), [Conv(9), Conv(17, stride=2), AveragePool(2), Flatten(), Dense(3)], "tanh", bias=True)
+    params = net.init(dtype=dtype)
+    x = np.random.default_rng(0).standard_normal((23, 3, 12, 12)).astype(dtype)
+    results = []
+    for threads in ("1", "2", "5"):
+        monkeypatch.setenv("KERNELGROWTH_NUM_THREADS", threads)
+        outputs, pullback = net.vjp(params, x)
+        factors = net.gradient_factors(params, x)
+        blocks = [array for block in factors.blocks.values() for array in (block.activations, block.backprops)]
+        results.append([net.forward(params, x), outputs, *pullback(outputs).values(), *blocks])
+    for result in results[1:]:
+        for made, wanted in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(made, wanted)
+
+
+def test_a_part_that_fails_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnn, "_PART_BYTES", 1)
+    monkeypatch.setenv("KERNELGROWTH_NUM_THREADS", "3")
+    monkeypatch.setattr(windows, "im2col", lambda *arguments, **options: 1 / 0)
+    net = CNN((1, 4, 4), [Conv(2), Flatten(), Dense(1)])
+    with pytest.raises(ZeroDivisionError):
+        net.forward(net.init(), np.ones((50, 1, 4, 4)))
+
+
 def test_a_sweep_of_many_outputs_takes_little_memory_beside_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cnn, "_PART_BYTES", 1 << 16)
+    monkeypatch.setenv("KERNELGROWTH_NUM_THREADS", "1")  # each thread has a part of its own
     net = CNN((3, 16, 16), [Conv(8), Conv(8), AveragePool(2), Flatten(), Dense(20)])
     params, x = net.init(dtype=np.float32), np.ones((40, 768), dtype=np.float32)
     tracemalloc.start()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows, from_net
-from kernelgrowth.nets import MLP
+from kernelgrowth.nets import CNN, MLP, AveragePool, Conv, Dense, Flatten, layered
 from strategies import cases
 
 ones = np.ones
@@ -166,6 +166,59 @@ def test_from_net_expands_to_the_derivatives_of_the_network(activation, paramete
                 expected = [gradients[f"{name}.weight"].ravel()]
                 expected += [gradients[f"{name}.bias"]] if block.bias else []
                 np.testing.assert_allclose(expanded, np.concatenate(expected), rtol=1e-10, atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["linear", "relu", "tanh", "erf"]),
+    st.sampled_from(["standard", "ntk", "mup"]),
+    st.booleans(),
+    st.booleans(),
+    st.floats(-10, 40),
+    st.floats(-10, 40),
+    st.integers(0, 1000),
+)
+def test_networks_say_finite_only_of_finite_factors(activation, parameterization, bias, image, size, inputs, seed):
+    """Powers of ten around the largest float32, so that some sweeps overflow and some do not."""
+    layers = [Conv(3), AveragePool(2, (1, 2)), Conv(2), Flatten(), Dense(2)]
+    net = (
+        CNN((2, 4, 4), layers, activation, parameterization, bias=bias)
+        if image
+        else MLP([32, 5, 4, 2], activation, parameterization, bias=bias)
+    )
+    with np.errstate(all="ignore"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layered, "_FEW", 0)
+        params = {
+            name: (value + (value.ndim == 1)) * np.float32(10) ** np.float32(size if value.ndim == 1 else size / 2)
+            for name, value in net.init(seed=seed, dtype=np.float32).items()
+        }
+        x = np.random.default_rng(seed).standard_normal((3, 32), dtype=np.float32) * np.float32(10) ** np.float32(
+            inputs
+        )
+        x = np.nan_to_num(x)
+        factors = net.gradient_factors(params, x)
+        arrays = [array for block in factors.blocks.values() for array in (block.activations, block.backprops)]
+        finite = all(np.isfinite(array).all() for array in arrays)
+        if factors.finite:
+            assert finite
+            assert np.isfinite(factors.predictions).all()
+        if max(size, inputs) < 4:
+            assert factors.finite
+        if finite:
+            assert from_net(net, params, x).num_examples == 3
+        else:
+            with pytest.raises(ValueError, match="must be finite"):
+                from_net(net, params, x)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_inside_a_network_is_refused(value):
+    """ReLU would hide minus infinity from the predictions."""
+    net = MLP([3, 4, 2])
+    params = net.init(seed=0)
+    params["layer1.weight"][1, 2] = value
+    with pytest.raises(ValueError, match="activations must be finite"), np.errstate(all="ignore"):
+        from_net(net, params, np.full((5, 3), -1.0 if value < 0 else 1.0))
 
 
 def test_a_part_of_the_examples_is_a_view():

@@ -160,17 +160,20 @@ void weigh(T* target, const T* weights, std::size_t length) {
   }
 }
 
-template <class T, std::size_t Vectors>
-void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead,
-                    std::ptrdiff_t ahead_step) {
+// A register tile of sums over rows a[i * row_stride + k * depth_stride] and a panel b.
+template <class T, std::size_t Vectors, bool Fetch>
+__attribute__((always_inline)) inline void register_tile(const T* a, std::ptrdiff_t row_stride,
+                                                         std::ptrdiff_t depth_stride, const T* b, std::size_t depth,
+                                                         T* c, std::size_t ldc, bool accumulate, const T* ahead,
+                                                         std::ptrdiff_t ahead_step) {
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t rows = Tile<T>::rows, panel = Tile<T>::panel;
 
   Vector sum[rows][Vectors] = {};
-  for (std::size_t k = 0; k < depth; ++k, a += panel, b += panel) {
+  for (std::size_t k = 0; k < depth; ++k, a += depth_stride, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
-    if constexpr (fetched_per_step<T> > 0) __builtin_prefetch(ahead);
+    if constexpr (Fetch) __builtin_prefetch(ahead);
     ahead += ahead_step;
     Vector right[Vectors];
 #pragma GCC unroll 8
@@ -178,7 +181,7 @@ void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t
 #pragma GCC unroll 8
     for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
-      for (std::size_t j = 0; j < Vectors; ++j) sum[i][j] += a[i] * right[j];
+      for (std::size_t j = 0; j < Vectors; ++j) sum[i][j] += a[static_cast<std::ptrdiff_t>(i) * row_stride] * right[j];
     }
   }
 #pragma GCC unroll 8
@@ -189,6 +192,19 @@ void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t
       *target = accumulate ? *target + sum[i][j] : sum[i][j];
     }
   }
+}
+
+template <class T, std::size_t Vectors>
+void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead,
+                    std::ptrdiff_t ahead_step) {
+  constexpr bool fetch = fetched_per_step<T> > 0;
+  register_tile<T, Vectors, fetch>(a, 1, Tile<T>::panel, b, depth, c, ldc, accumulate, ahead, ahead_step);
+}
+
+template <class T, std::size_t Vectors>
+void row_products(const T* a, std::ptrdiff_t row_stride, std::ptrdiff_t depth_stride, const T* b, std::size_t depth,
+                  T* c, std::size_t ldc, bool accumulate) {
+  register_tile<T, Vectors, false>(a, row_stride, depth_stride, b, depth, c, ldc, accumulate, b, 0);
 }
 
 template <class T>
@@ -365,7 +381,11 @@ double multiply_add(std::size_t iterations, T* sink) {
 
 // Panels narrower than the widest leave the last entries of the table unused.
 template <class T, std::size_t Vectors>
-constexpr auto narrow_inner_products = inner_products<T, (Vectors < Tile<T>::vectors ? Vectors : Tile<T>::vectors)>;
+constexpr std::size_t narrowed = Vectors < Tile<T>::vectors ? Vectors : Tile<T>::vectors;
+template <class T, std::size_t Vectors>
+constexpr auto narrow_inner_products = inner_products<T, narrowed<T, Vectors>>;
+template <class T, std::size_t Vectors>
+constexpr auto narrow_row_products = row_products<T, narrowed<T, Vectors>>;
 
 template <class T>
 constexpr KernelTable<T> table() {
@@ -378,6 +398,8 @@ constexpr KernelTable<T> table() {
           weigh<T>,
           {narrow_inner_products<T, 1>, narrow_inner_products<T, 2>, narrow_inner_products<T, 3>,
            narrow_inner_products<T, 4>, narrow_inner_products<T, 5>, narrow_inner_products<T, 6>},
+          {narrow_row_products<T, 1>, narrow_row_products<T, 2>, narrow_row_products<T, 3>, narrow_row_products<T, 4>,
+           narrow_row_products<T, 5>, narrow_row_products<T, 6>},
           fetched_per_step<T>,
           pack_weighted<T>,
           dots<T>,

@@ -37,6 +37,10 @@ struct KernelTable {
   // inner_products[v - 1] computes the first v * lanes columns only.
   void (*inner_products[max_panel_vectors])(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc,
                                             bool accumulate, const T* ahead, std::ptrdiff_t ahead_step);
+  // The same with rows of `a` wherever they are: c = or += sum_k a[i * row_stride + k * depth_stride] * b[k * panel +
+  // j]
+  void (*row_products[max_panel_vectors])(const T* a, std::ptrdiff_t row_stride, std::ptrdiff_t depth_stride,
+                                          const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate);
   std::size_t fetched_per_step;
   // Writes columns of a panel whose depth are rows: target[k * panel + i] = or += weights[k] * rows[k][i * stride] for
   // i < width.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/kernels.hpp"
 #include "kernelgrowth/view.hpp"
 
 namespace kernelgrowth::cpu {
@@ -14,6 +15,22 @@ inline index_t round_up(index_t a, index_t b) {
 }
 inline index_t round_down(index_t a, index_t b) {
   return a / b * b;
+}
+
+constexpr index_t widest_panel = 64;
+
+// Packs `count` vectors of any strides, at most a panel of them: [element][vector].
+template <class T>
+void pack_vectors(const KernelTable<T>& kernels, const T* data, index_t count, index_t vector_stride, index_t length,
+                  index_t element_stride, T* target) {
+  if (element_stride == 1 && vector_stride != 1) {
+    const T* vectors[widest_panel];
+    for (index_t i = 0; i < count; ++i) vectors[i] = data + i * vector_stride;
+    kernels.pack(vectors, static_cast<std::size_t>(count), static_cast<std::size_t>(length), 1, target);
+  } else {
+    kernels.pack_columns(data, static_cast<std::size_t>(count), static_cast<std::size_t>(length), element_stride,
+                         vector_stride, target);
+  }
 }
 
 // Where the vectors of a factor lie once packed: blocks of whole examples, each padded to whole panels.

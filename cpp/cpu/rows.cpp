@@ -16,7 +16,6 @@ namespace kernelgrowth {
 namespace cpu {
 namespace {
 
-constexpr index_t widest_panel = 64;
 // Positions are summed in runs of so many, and so many runs are added up before they are added to others, so that
 // rounding grows with the runs and not with the number of positions.
 constexpr index_t positions_block = 256, positions_run = 64 * positions_block;
@@ -84,16 +83,8 @@ struct Expansion {
   void pack(const PositionsView<T>& vectors, const T* data, index_t begin, index_t depth, T* target) const {
     data += begin * vectors.position_stride;
     for (index_t j = 0; j < vectors.length; j += panel, target += panel * block) {
-      const index_t count = std::min(panel, vectors.length - j);
-      const T* first = data + j * vectors.element_stride;
-      if (vectors.position_stride == 1 && vectors.element_stride != 1) {
-        const T* rows[widest_panel];
-        for (index_t i = 0; i < count; ++i) rows[i] = first + i * vectors.element_stride;
-        kernels.pack(rows, static_cast<std::size_t>(count), static_cast<std::size_t>(depth), 1, target);
-      } else {
-        kernels.pack_columns(first, static_cast<std::size_t>(count), static_cast<std::size_t>(depth),
-                             vectors.position_stride, vectors.element_stride, target);
-      }
+      pack_vectors(kernels, data + j * vectors.element_stride, std::min(panel, vectors.length - j),
+                   vectors.element_stride, depth, vectors.position_stride, target);
     }
   }
 

@@ -51,6 +51,7 @@ def col2im(
     padding: tuple[int, int],
     threads: int = 0,
 ) -> None: ...
+def gemm(a: _Array, b: _Array, out: _Array, *, threads: int = 0, isa: str = "") -> None: ...
 def matmul(
     left: tuple[_Array, _Array],
     right: tuple[_Array, _Array] | None,

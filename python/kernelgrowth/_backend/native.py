@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ __all__ = [
     "active_isa",
     "col2im",
     "copy_bandwidth",
+    "core_is_serial",
+    "gemm",
     "gram",
     "gram_workspace",
     "has_bf16",
@@ -116,10 +120,14 @@ class GramTerm(NamedTuple):
     scale: float = 1.0
 
 
+core_is_serial: ContextVar[bool] = ContextVar("core_is_serial", default=False)
+"""Set where several threads of Python's call the core, each of which then takes one thread unless asked for more."""
+
+
 def num_threads(requested: int | None = None) -> int:
     """Threads a call will use: as requested, else KERNELGROWTH_NUM_THREADS, else the CPUs this process may run on."""
     if requested is None:
-        return _core.default_threads()
+        return 1 if core_is_serial.get() else _core.default_threads()
     return check_integer("num_threads", requested, minimum=1, maximum=4096)
 
 
@@ -260,6 +268,9 @@ def _check_windows(
 ) -> tuple[FloatArray, FloatArray]:
     images = as_array("images", images, ndim=4, finite=False)
     columns = as_array("columns", columns, ndim=3, dtype=images.dtype, finite=False)
+    for name, pair in (("kernel", kernel), ("stride", stride), ("padding", padding)):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"{name} must be (height, width), got {pair!r}")
     wanted = (len(images), *_columns_shape(images.shape[1:], kernel, stride, padding))
     if columns.shape != wanted:
         raise ValueError(f"columns must have shape {wanted}, got {columns.shape}")
@@ -269,12 +280,11 @@ def _check_windows(
     return images, columns
 
 
+@functools.lru_cache(maxsize=256)
 def _columns_shape(
     image: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> tuple[int, int]:
     for name, pair, minimum in (("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0)):
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"{name} must be (height, width), got {pair!r}")
         for value in pair:
             check_integer(name, value, minimum=minimum)
     height, width, channels = image
@@ -287,6 +297,41 @@ def _columns_shape(
     if min(rows, columns) < 1:
         raise ValueError(f"kernel must fit into {height} x {width} pixels with padding {padding}, got {kernel}")
     return rows * columns, kernel[0] * kernel[1] * channels
+
+
+def gemm(
+    a: FloatArray, b: FloatArray, out: FloatArray | None = None, *, threads: int | None = None, isa: str = ""
+) -> FloatArray:
+    """Return the product of two matrices.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (rows, depth) and (depth, cols)
+        None of the three empty; any strides, float32 or float64. Values are not checked.
+    out : ndarray, shape (rows, cols), optional
+        Overwritten; its rows are contiguous, and it shares no memory with `a` and `b`.
+    threads : int, optional
+        The bits of the result do not depend on it, nor those of an entry on the other rows and columns.
+    isa : str
+        Instruction set; empty for the active one.
+
+    Returns
+    -------
+    ndarray, shape (rows, cols)
+        `out` where it is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array is not as described.
+    """
+    # The core checks the rest, naming the argument: this is called many times for small matrices.
+    if out is None:
+        out = np.empty((*a.shape[:1], *b.shape[1:2]), dtype=a.dtype)
+    elif np.may_share_memory(out, a) or np.may_share_memory(out, b):
+        raise ValueError("out must not share memory with a or b")
+    _core.gemm(a, b, out, threads=num_threads(threads), isa=isa)
+    return out
 
 
 Sides = tuple[FloatArray, FloatArray]

@@ -32,7 +32,10 @@ class HasGradientFactors(Protocol):
     """A network whose every weight's gradient is a sum of outer products."""
 
     def gradient_factors(self, params: Any, x: Any) -> Any:
-        """Return an object with `predictions` (N, C) and `blocks`, name to activations, backprops, bias, scale."""
+        """Return an object with `predictions` (N, C) and `blocks`, name to activations, backprops, bias, scale.
+
+        An attribute `finite` that is true spares the factors another look at each of their values.
+        """
 
 
 def from_net(net: HasGradientFactors, params: Mapping[str, Any], x: Any) -> GradientFeatures:
@@ -51,10 +54,18 @@ def from_net(net: HasGradientFactors, params: Mapping[str, Any], x: Any) -> Grad
     -------
     GradientFeatures
         One `OuterProduct` a layer, with `predictions` filled in. Costs one forward and C backward sweeps.
+
+    Raises
+    ------
+    ValueError
+        If a factor is not finite.
     """
     factors: _NetworkFactors = net.gradient_factors(params, x)
+    unproved = not getattr(factors, "finite", False)
     blocks = {
-        name: OuterProduct(block.activations, block.backprops, bias=block.bias, scale=block.scale)
+        name: OuterProduct(
+            block.activations, block.backprops, bias=block.bias, scale=block.scale, check_finite=unproved
+        )
         for name, block in factors.blocks.items()
     }
     return GradientFeatures(blocks, predictions=factors.predictions)

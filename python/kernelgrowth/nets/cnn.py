@@ -14,17 +14,19 @@ import numpy as np
 
 from kernelgrowth._backend.arrays import array_namespace, as_array, is_cupy
 from kernelgrowth._backend.checks import check_integer
+from kernelgrowth._backend.parallel import for_each
 from kernelgrowth.nets.activations import ACTIVATIONS
 from kernelgrowth.nets.factors import GradientFactors, LayerFactors
 from kernelgrowth.nets.layered import Layer, Layered, scaled
 from kernelgrowth.nets.layers import LAYERS, LayerKind, layer_to_config
+from kernelgrowth.nets.products import matrix_product
 from kernelgrowth.nets.stages import FixedStage, Stage, WeightStage, make_stage
 
 __all__ = ["CNN"]
 
 # Examples go through the whole network in parts whose largest columns take about so many bytes: small enough to stay in
 # a cache, large enough for the matrix products (calibrated on Zen 4). Parts depend on shapes alone, so sums do too.
-_PART_BYTES = 2 << 20
+_PART_BYTES = 3 << 20
 _PART_BYTES_CUDA = 256 << 20
 
 
@@ -180,8 +182,11 @@ class CNN(Layered):
         x = self._check(params, x, check_finite)
         weights = self._prepare(params)
         outputs = array_namespace(x).empty((len(x), self.num_outputs), dtype=x.dtype)
-        for part in self._parts(x):
+
+        def sweep(part: slice) -> None:
             outputs[part], _ = self._propagate(weights, self._images(x[part]), keep=False)
+
+        _for_each(sweep, self._parts(x), x)
         return outputs
 
     def vjp(
@@ -205,10 +210,14 @@ class CNN(Layered):
         x = self._check(params, x, check_finite)
         weights = self._prepare(params)
         outputs = array_namespace(x).empty((len(x), self.num_outputs), dtype=x.dtype)
-        traces = []
-        for part in self._parts(x):
-            outputs[part], trace = self._propagate(weights, self._images(x[part]), keep=True)
-            traces.append((part, trace))
+        parts = self._parts(x)
+        traces = [_Trace([], []) for _ in parts]
+
+        def sweep(index: int) -> None:
+            part = parts[index]
+            outputs[part], traces[index] = self._propagate(weights, self._images(x[part]), keep=True)
+
+        _for_each(sweep, range(len(parts)), x)
 
         @np.errstate(invalid="ignore")
         def pullback(df: Any) -> dict[str, Any]:
@@ -218,12 +227,12 @@ class CNN(Layered):
             xp = array_namespace(outputs)
             matrices = [xp.zeros((stage.d_out, stage.d_in), dtype=outputs.dtype) for stage in self._weight_stages]
             biases = [xp.zeros(stage.d_out, dtype=outputs.dtype) for stage in self._weight_stages]
-            for part, trace in traces:
+            for part, trace in zip(parts, traces, strict=True):
                 for index, delta in self._backpropagate(weights, trace, df[part][:, None]):
                     stage = self._weight_stages[index]
                     rows = delta.reshape(-1, stage.d_out)
                     columns = _gather(stage, trace.inputs[index])
-                    matrices[index] += rows.T @ columns.reshape(-1, stage.d_in)
+                    matrices[index] += matrix_product(rows.T, columns.reshape(-1, stage.d_in))
                     if self._layers[index].has_bias:
                         biases[index] += rows.sum(axis=0)
             grads: dict[str, Any] = {}
@@ -235,7 +244,7 @@ class CNN(Layered):
 
         return outputs, pullback
 
-    # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
+    # Checks of values find what is not finite.
     @np.errstate(invalid="ignore")
     def gradient_factors(self, params: Mapping[str, Any], x: Any, *, check_finite: bool = True) -> GradientFactors:
         """Return every example's gradient of every output, factored layer by layer.
@@ -249,8 +258,8 @@ class CNN(Layered):
         -------
         GradientFactors
             Contiguous arrays: (N, T, d_in) and (N, C, T, d_out) of a convolution, (N, d_in) and (N, C, d_out) of a
-            dense layer. Memory is N·T·(d_in + C·d_out) numbers for each layer and a few MiB of scratch, time that of
-            C backward passes without the weights' gradients.
+            dense layer. Memory is N·T·(d_in + C·d_out) numbers for each layer and a few MiB of scratch a thread, time
+            that of C backward passes without the weights' gradients.
         """
         x = self._check(params, x, check_finite)
         weights = self._prepare(params)
@@ -263,7 +272,8 @@ class CNN(Layered):
         # One row of unit vectors serves all examples: broadcasting grows it only where φ' tells the examples apart.
         unit = xp.eye(c, dtype=x.dtype)[None]
         together = self._examples_together(x, c)
-        for part in self._parts(x):
+
+        def sweep(part: slice) -> None:
             columns = [array[part] for array in activations]
             outputs[part], trace = self._propagate(weights, self._images(x[part]), keep=True, columns=columns)
             for some in _slices(len(outputs[part]), together):
@@ -271,13 +281,13 @@ class CNN(Layered):
                 derivatives = [None if d is None else d[some] for d in trace.derivatives]
                 for _ in self._backpropagate(weights, _Trace([], derivatives), unit, targets):
                     pass
-        return GradientFactors(
-            predictions=outputs,
-            blocks={
-                layer.name: _factors(layer, stage, a, d)
-                for layer, stage, a, d in zip(self._layers, stages, activations, backprops, strict=True)
-            },
-        )
+
+        _for_each(sweep, self._parts(x), x)
+        blocks = {
+            layer.name: _factors(layer, stage, a, d)
+            for layer, stage, a, d in zip(self._layers, stages, activations, backprops, strict=True)
+        }
+        return self._gradient_factors(params, x, outputs, blocks)
 
     def _prepare(self, params: Mapping[str, Any]) -> list[_Weights]:
         prepared = []
@@ -303,7 +313,6 @@ class CNN(Layered):
     ) -> tuple[Any, _Trace]:
         """Return the outputs at the images h, and their trace; `columns` receives every layer's."""
         activation = ACTIVATIONS[self.activation]
-        xp = array_namespace(h)
         trace = _Trace([], [])
         index = 0
         for stage in self._stages:
@@ -313,7 +322,7 @@ class CNN(Layered):
             applied = weights[index]
             h = scaled(h, applied.ratio, copy=True)
             filled = _gather(stage, h, None if columns is None else columns[index])
-            z = xp.matmul(filled.reshape(-1, stage.d_in), applied.up).reshape(len(h), -1)
+            z = matrix_product(filled.reshape(-1, stage.d_in), applied.up).reshape(len(h), -1)
             if applied.bias is not None:
                 z += applied.bias
             last = index == len(weights) - 1
@@ -364,9 +373,9 @@ class CNN(Layered):
         images = x.reshape(len(x), *self.input_shape).transpose(0, 2, 3, 1)
         return array_namespace(x).ascontiguousarray(images)
 
-    def _parts(self, x: Any) -> Iterator[slice]:
+    def _parts(self, x: Any) -> list[slice]:
         """Divide the examples into those that go through the network together."""
-        return _slices(len(x), self._examples_together(x, 1))
+        return list(_slices(len(x), self._examples_together(x, 1)))
 
     def _examples_together(self, x: Any, num_vectors: int) -> int:
         """Return how many examples go together, so many vectors each."""
@@ -434,9 +443,18 @@ def _pull(stage: WeightStage, down: Any, delta: Any) -> Any:
     h = xp.empty((len(delta), *stage.in_shape), dtype=delta.dtype)
     together = max(1, _part_bytes(delta) // (stage.positions * stage.d_in * delta.dtype.itemsize))
     for part in _slices(len(delta), together):
-        columns = xp.matmul(delta[part].reshape(-1, stage.d_out), down)
+        columns = matrix_product(delta[part].reshape(-1, stage.d_out), down)
         stage.scatter(columns.reshape(-1, stage.positions, stage.d_in), h[part])
     return h
+
+
+def _for_each(sweep: Callable[[Any], None], parts: Sequence[Any], x: Any) -> None:
+    """Sweep parts of the examples, on CPUs several at a time."""
+    if is_cupy(x):
+        for part in parts:
+            sweep(part)
+    else:
+        for_each(sweep, parts)
 
 
 def _part_bytes(array: Any) -> int:

@@ -43,7 +43,10 @@ class GradientFactors:
         The outputs f(x).
     blocks : dict of str to LayerFactors
         Layer name -> factors, in the order of the forward pass.
+    finite : bool
+        True where bounds on parameters and inputs show that every value is finite; False says nothing.
     """
 
     predictions: Any
     blocks: dict[str, LayerFactors]
+    finite: bool = False

@@ -14,9 +14,13 @@ import numpy.typing as npt
 from kernelgrowth._backend.arrays import array_namespace, float_dtype, to_cuda
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
 from kernelgrowth.nets.activations import ACTIVATIONS
+from kernelgrowth.nets.factors import GradientFactors, LayerFactors
 from kernelgrowth.nets.parameterizations import PARAMETERIZATIONS, LayerScales
 
 __all__ = ["Layer", "Layered", "scaled"]
+
+# So many numbers are looked at one by one sooner than bounded.
+_FEW = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,41 @@ class Layered(ABC):
         array_namespace(x, *params.values())
         float_dtype(**{f"params[{name!r}]": params[name] for name in shapes}, x=x)
         return x
+
+    def _gradient_factors(
+        self, params: Mapping[str, Any], x: Any, predictions: Any, blocks: dict[str, LayerFactors]
+    ) -> GradientFactors:
+        numbers = sum(block.activations.size + block.backprops.size for block in blocks.values())
+        return GradientFactors(predictions, blocks, finite=numbers > _FEW and self._cannot_overflow(params, x))
+
+    def _cannot_overflow(self, params: Mapping[str, Any], x: Any) -> bool:
+        """Whether bounds show that all values of a forward and a backward sweep from unit vectors are finite.
+
+        Entry by entry |W h| <= max_o Σ_i |W_oi| max |h|, and alike for the transpose, where a pixel shows in every
+        place of the window; pooling is a mean and φ and φ' are at most 2/√π times their argument and 1. Where a factor
+        is below 1 it is taken as 1, so a bound holds for whatever is computed on the way to it.
+        """
+        forward, backward = _largest(x), 1.0
+        for layer in self._layers:
+            size = abs(params[layer.weight])
+            inputs, outputs = (
+                _largest(size.sum(axis=tuple(d for d in range(size.ndim) if d != kept), dtype=np.float64))
+                for kept in (0, 1)
+            )
+            common, weight, bias = layer.common, layer.scales.weight, layer.scales.bias
+            multiplier = math.prod(max(1.0, m) for m in (common, weight, weight / common, 2 / math.sqrt(math.pi)))
+            forward = forward * max(1.0, inputs) * multiplier
+            backward = backward * max(1.0, outputs) * multiplier
+            if layer.has_bias:
+                forward += _largest(params[layer.bias]) * max(1.0, bias) * multiplier
+        # Half of it: sums are rounded.
+        return max(forward, backward) < float(np.finfo(x.dtype).max) / 2
+
+
+def _largest(array: Any) -> float:
+    """Return the largest absolute value, infinity where one is not finite."""
+    largest = max(float(array.max()), -float(array.min()))
+    return largest if math.isfinite(largest) else math.inf
 
 
 def scaled(array: Any, factor: float, *, copy: bool = False) -> Any:

@@ -13,6 +13,7 @@ from kernelgrowth._backend.checks import check_integer
 from kernelgrowth.nets.activations import ACTIVATIONS
 from kernelgrowth.nets.factors import GradientFactors, LayerFactors
 from kernelgrowth.nets.layered import Layered, scaled
+from kernelgrowth.nets.products import matrix_product
 
 __all__ = ["MLP"]
 
@@ -145,7 +146,7 @@ class MLP(Layered):
             grads: dict[str, Any] = {}
             deltas = [delta[:, 0, :] for delta in self._backpropagate(params, trace, df[:, None, :])]
             for layer, inputs, delta in zip(self._layers, trace.inputs, deltas, strict=True):
-                grads[layer.weight] = scaled(delta.T @ inputs, layer.scales.weight)
+                grads[layer.weight] = scaled(matrix_product(delta.T, inputs), layer.scales.weight)
                 if layer.has_bias:
                     grads[layer.bias] = scaled(delta.sum(axis=0), layer.scales.bias)
             return grads
@@ -180,9 +181,9 @@ class MLP(Layered):
                 bias=layer.has_bias,
                 scale=layer.common**2,
             )
-        return GradientFactors(predictions=outputs, blocks=blocks)
+        return self._gradient_factors(params, x, outputs, blocks)
 
-    # OpenBLAS may raise the invalid flag from lanes that hold no result; checks of values find what is not finite.
+    # Checks of values find what is not finite.
     @np.errstate(invalid="ignore")
     def _propagate(self, params: Mapping[str, Any], x: Any, *, keep: bool) -> tuple[Any, _Trace]:
         activation = ACTIVATIONS[self.activation]
@@ -191,7 +192,7 @@ class MLP(Layered):
         for layer in self._layers:
             if keep:
                 trace.inputs.append(h)
-            z = scaled(h @ params[layer.weight].T, layer.scales.weight)
+            z = scaled(matrix_product(h, params[layer.weight].T), layer.scales.weight)
             if layer.has_bias:
                 z += scaled(params[layer.bias], layer.scales.bias, copy=True)
             if layer is self._layers[-1]:
@@ -210,7 +211,7 @@ class MLP(Layered):
         deltas = [seed]
         for layer, derivative in zip(self._layers[:0:-1], trace.derivatives[::-1], strict=True):
             delta = deltas[-1]
-            flat = delta.reshape(-1, layer.fan_out) @ params[layer.weight]
+            flat = matrix_product(delta.reshape(-1, layer.fan_out), params[layer.weight])
             delta = scaled(flat, layer.scales.weight).reshape(*delta.shape[:2], layer.fan_in)
             deltas.append(delta if derivative is None else delta * derivative[:, None, :])
         return deltas[::-1]
