@@ -9,7 +9,6 @@
 
 #include "bindings.hpp"
 #include "kernelgrowth/gram.hpp"
-#include "kernelgrowth/rows.hpp"
 
 namespace kernelgrowth::python {
 namespace {
@@ -201,19 +200,6 @@ std::tuple<std::size_t, std::size_t, std::size_t> bind_workspace(const std::vect
   return measure(double{});
 }
 
-py::array_t<double> bind_squared_norms(const FactorArguments& arguments, int threads) {
-  const RowsOptions options{threads, {}, signal_poll()};
-  auto measure = [&]<class T>(T) {
-    const FactorView<T> factor = factor_view<T>(arguments);
-    py::array_t<double> norms(factor.rows());
-    double* data = norms.mutable_data();
-    const py::gil_scoped_release release;
-    squared_norms<T>(factor, data, options);
-    return norms;
-  };
-  return is_single_precision(arguments) ? measure(float{}) : measure(double{});
-}
-
 }  // namespace
 
 void register_gram(py::module_& m) {
@@ -222,7 +208,6 @@ void register_gram(py::module_& m) {
         "threads"_a = 0, "isa"_a = "", "bf16"_a = false);
   m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "kernels"_a = 1, "symmetric"_a,
         "threads"_a = 0);
-  m.def("squared_norms", &bind_squared_norms, "factor"_a, py::kw_only(), "threads"_a = 0);
 }
 
 }  // namespace kernelgrowth::python

@@ -98,15 +98,6 @@ def test_every_instruction_set_and_layout(case, isa):
 
 @settings(max_examples=30)
 @given(factors())
-def test_squared_norms(case):
-    dtype, (side, _) = case
-    exact = np.square(written_out(side)).sum(1)
-    assert np.all(np.abs(native.squared_norms(side) - exact) <= PROMISE[dtype] * exact)
-    np.testing.assert_array_equal(native.squared_norms(side, threads=1), native.squared_norms(side, threads=3))
-
-
-@settings(max_examples=30)
-@given(factors())
 def test_same_bits_for_any_number_of_threads_workspace_and_layout(case):
     dtype, (side, _) = case
     size = side.shape[0] * side.shape[1]

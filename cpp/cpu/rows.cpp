@@ -9,7 +9,6 @@
 
 #include "cpu/dispatch.hpp"
 #include "kernelgrowth/error.hpp"
-#include "kernelgrowth/rows.hpp"
 #include "runtime/workspace.hpp"
 
 namespace kernelgrowth {
@@ -235,45 +234,5 @@ template void pack_panel(const KernelTable<double>&, const FactorView<double>&, 
                          double*, double*);
 
 }  // namespace cpu
-
-template <class T>
-void squared_norms(const FactorView<T>& factor, double* norms, const RowsOptions& options) {
-  if (const char* what = cpu::flaw(factor)) throw InvalidArgument(std::string("squared_norms: the factor ") + what);
-  if (factor.positions > 1) throw InvalidArgument("squared_norms: the factor has positions, which are not summed here");
-  const auto& kernels = cpu::kernel_table<T>(options.isa);
-  const index_t panel = static_cast<index_t>(kernels.panel);
-  const cpu::PackedLayout layout{factor.outputs, factor.length, factor.examples, panel};
-  const index_t panels = layout.panels_per_block();
-  const int threads =
-      static_cast<int>(std::min<index_t>(options.threads > 0 ? options.threads : default_threads(), panels));
-  const auto elements = static_cast<std::size_t>(panel * factor.length),
-             scratch = static_cast<std::size_t>(cpu::packing_scratch(kernels, factor));
-  Workspace memory(static_cast<std::size_t>(threads) *
-                   (Workspace::bytes_for<T>(elements) + Workspace::bytes_for<T>(scratch)));
-  std::vector<std::pair<T*, T*>> buffers;
-  for (int i = 0; i < threads; ++i) {
-    T* packed = memory.take<T>(elements);
-    buffers.emplace_back(packed, memory.take<T>(scratch));
-  }
-  parallel_for(
-      panels, threads,
-      [&](index_t p, int worker) {
-        const auto [packed, working] = buffers[static_cast<std::size_t>(worker)];
-        cpu::pack_panel(kernels, factor, layout, 0, p, packed, working);
-        std::vector<double> sums(static_cast<std::size_t>(panel));
-        for (index_t k = 0; k < factor.length; ++k) {
-          for (index_t i = 0; i < panel; ++i) {
-            const double value = packed[k * panel + i];
-            sums[static_cast<std::size_t>(i)] += value * value;
-          }
-        }
-        const index_t count = std::min(panel, factor.rows() - p * panel);
-        std::copy_n(sums.begin(), count, norms + p * panel);
-      },
-      options.poll);
-}
-
-template void squared_norms(const FactorView<float>&, double*, const RowsOptions&);
-template void squared_norms(const FactorView<double>&, double*, const RowsOptions&);
 
 }  // namespace kernelgrowth

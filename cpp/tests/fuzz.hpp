@@ -8,7 +8,6 @@ namespace kernelgrowth::testing {
 
 void fuzz_gram(Random& random);
 void fuzz_matmul(Random& random);
-void fuzz_rows(Random& random);
 void fuzz_statistics(Random& random);
 void fuzz_windows(Random& random);
 

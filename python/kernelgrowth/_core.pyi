@@ -32,7 +32,6 @@ def gram(
 def gram_workspace(
     terms: Sequence[_Term], rows: int, cols: int, *, kernels: int = 1, symmetric: bool, threads: int = 0
 ) -> tuple[int, int, int]: ...
-def squared_norms(factor: _Factor, *, threads: int = 0) -> npt.NDArray[np.float64]: ...
 def im2col(
     images: _Array,
     columns: _Array,

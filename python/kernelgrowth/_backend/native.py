@@ -46,7 +46,6 @@ __all__ = [
     "matmul_workspace",
     "multiply_add_peak",
     "num_threads",
-    "squared_norms",
 ]
 
 
@@ -208,11 +207,6 @@ def gram_workspace(
         _lower(terms), rows, columns, kernels=count, symmetric=symmetric, threads=num_threads(threads)
     )
     return GramWorkspace(*need)
-
-
-def squared_norms(side: FactorSide, *, threads: int | None = None) -> npt.NDArray[np.float64]:
-    """Return the squared norms of a factor's vectors by row, summed in float64; rows written out are never stored."""
-    return _core.squared_norms(side, threads=num_threads(threads))
 
 
 def im2col(
