@@ -177,3 +177,11 @@ def test_refusals():
         compute(native.WeightedRows(a[:, :1], np.ones(8)[::2]))
     with pytest.raises(ValueError, match="shape"):
         compute(native.OuterProductRows(a[0], d))
+
+
+def test_equal_gradients_of_a_large_weight_round_within_the_promise():
+    size, value = 2560, np.float32(0.7311)
+    features = GradientFeatures({"w": OuterProduct(np.full((1, 2, size), value), np.full((1, 1, 2, size), value))})
+    kernel = empirical_ntk(features, preconditioner={"w": np.ones((size, size), np.float32)})
+    exact = (2 * float(value) ** 2) ** 2 * size**2
+    assert abs(kernel[0, 0] - exact) <= 1e-5 * exact

@@ -22,6 +22,8 @@ PIECE = 6144
 COLUMNS = 96
 # Long rows exist already and are only cut, into terms of so many entries, so that packing them takes less memory.
 LONGEST_ROWS = 2**12
+# Terms are added one after another: more of them would let the rounding of equal ones grow beyond the promise.
+MOST_TERMS = 512
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def explicit_rows(
     def side(g: FloatArray, part: slice) -> FactorSide:
         return g[..., part] if roots is None else WeightedRows(g[..., part], roots[part])
 
-    parts = _slices(folded[0].shape[2], LONGEST_ROWS)
+    length = folded[0].shape[2]
+    parts = _slices(length, max(LONGEST_ROWS, -(-length // MOST_TERMS)))
     terms = tuple(GramTerm(Factor(*(side(g, part) for g in folded)), scale=scale) for part in parts)
     return LoweredBlock(name, "rows", terms, sum(g.nbytes for g in rows), rows[0].itemsize)
 
@@ -106,13 +109,14 @@ def expanded(
     the preconditioner of the weight and of the bias, if there is one.
     """
     outputs, d_in, d_out = pairs[0][1].shape[1], pairs[0][0].shape[2], pairs[0][1].shape[3]
-    width = max(COLUMNS, PIECE // d_out // COLUMNS * COLUMNS)
+    piece = max(PIECE, -(-d_in * d_out * (outputs if fold else 1) // MOST_TERMS))
+    width = max(COLUMNS, piece // d_out // COLUMNS * COLUMNS)
     terms = []
     for columns in _slices(d_in, width):
         with_bias = bias and columns.stop == d_in
-        for rows in _slices(d_out, max(1, PIECE // min(width, d_in))):
+        for rows in _slices(d_out, max(1, piece // min(width, d_in))):
             entries = (rows.stop - rows.start) * (columns.stop - columns.start + int(with_bias))
-            for part in _slices(outputs, max(1, PIECE // entries)) if fold else [slice(None)]:
+            for part in _slices(outputs, max(1, piece // entries)) if fold else [slice(None)]:
                 roots = None
                 if weights:
                     root = weights[0][rows, columns]
