@@ -60,11 +60,11 @@ struct Loop {
   }
 };
 
-// Waits some tens of microseconds for what usually comes at once: a kernel is several loops one after another, and
-// putting a thread to sleep and waking it costs more than a small one.
+// Waits a quarter of a millisecond for what usually comes at once: a kernel is several loops one after another, calls of
+// small ones follow each other, and putting a thread to sleep and waking it, perhaps on a busy processor, costs more.
 template <class Condition>
 void spin_until(Condition condition) {
-  constexpr int turns = 2000;
+  constexpr int turns = 8000;
   for (int i = 0; i < turns; ++i) {
     if (condition()) return;
 #if defined(__x86_64__)
