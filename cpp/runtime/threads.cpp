@@ -60,8 +60,9 @@ struct Loop {
   }
 };
 
-// Waits a quarter of a millisecond for what usually comes at once: a kernel is several loops one after another, calls of
-// small ones follow each other, and putting a thread to sleep and waking it, perhaps on a busy processor, costs more.
+// Waits a quarter of a millisecond for what usually comes at once: a kernel is several loops one after another, calls
+// of small ones follow each other, and putting a thread to sleep and waking it, perhaps on a busy processor, costs
+// more.
 template <class Condition>
 void spin_until(Condition condition) {
   constexpr int turns = 8000;
