@@ -109,9 +109,19 @@ def open_store(
         )
     if restored is None and recorded["status"] == "completed":
         raise RunFolderError(f"{out}: holds a completed run, and there is no checkpoint to resume it from")
+    if restored is not None:
+        _restore_newest_kernel(folder, restored)
     folder.truncate(step)
     folder.write_info(recorded | info)
     return folder
+
+
+def _restore_newest_kernel(folder: RunFolder, restored: TrackerState) -> None:
+    """Store the newest step's kernel again, which steps that are about to be forgotten may have made superfluous."""
+    for reference in restored.references[-1:]:
+        newest = restored.steps[-1:] == [reference.step]
+        if newest and reference.kernel.size and reference.step not in folder.kernel_steps():
+            folder.save_kernel(reference.step, reference.kernel)
 
 
 def _open_memory(info: dict[str, Any], restored: TrackerState | None, steps: list[int], step: int) -> MemoryStore:
