@@ -44,7 +44,7 @@ void register_gemm(py::module_& m) {
   m.def(
       "gemm",
       [](const py::array& a, const py::array& b, const py::array& out, int threads, const std::string& isa) {
-        const GemmOptions options{threads, isa, {}};
+        const GemmOptions options{threads, isa, {}, false};
         if (py::isinstance<py::array_t<float>>(a)) {
           run<float>(a, b, out, options);
         } else {

@@ -50,12 +50,32 @@ py::dict bind_statistics(const py::array& kernel, const std::optional<py::array>
   return run<double>(kernel, targets, other, options);
 }
 
+template <class T>
+py::dict run_symmetry(const py::array& matrix, const StatisticsOptions& options) {
+  const auto view = matrix_view<T>(matrix, "matrix");
+  Symmetry s;
+  {
+    const py::gil_scoped_release release;
+    s = symmetry<T>(view, options);
+  }
+  using namespace py::literals;
+  return py::dict("largest"_a = s.largest, "gap"_a = s.gap, "row"_a = s.row, "column"_a = s.column,
+                  "squared_norm"_a = s.squared_norm, "trace"_a = s.trace, "finite"_a = s.finite);
+}
+
+py::dict bind_symmetry(const py::array& matrix, int threads, const std::string& isa) {
+  const StatisticsOptions options{threads, isa, signal_poll()};
+  if (py::isinstance<py::array_t<float>>(matrix)) return run_symmetry<float>(matrix, options);
+  return run_symmetry<double>(matrix, options);
+}
+
 }  // namespace
 
 void register_statistics(py::module_& m) {
   using namespace py::literals;
   m.def("statistics", &bind_statistics, "kernel"_a, "targets"_a = py::none(), "other"_a = py::none(), py::kw_only(),
         "threads"_a = 0, "isa"_a = "");
+  m.def("symmetry", &bind_symmetry, "matrix"_a, py::kw_only(), "threads"_a = 0, "isa"_a = "");
 }
 
 }  // namespace kernelgrowth::python

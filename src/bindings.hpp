@@ -12,6 +12,7 @@ namespace kernelgrowth::python {
 namespace py = pybind11;
 
 void register_runtime(py::module_& m);
+void register_eigen(py::module_& m);
 void register_gram(py::module_& m);
 void register_gemm(py::module_& m);
 void register_matmul(py::module_& m);

@@ -135,6 +135,8 @@ class Gemm {
   // How many of the chunk's rows are read where they lie: whole register tiles of contiguous rows. The rest is packed.
   index_t rows_in_place(Range rows) const { return a_.col_stride == 1 ? round_down(rows.size(), tile_rows()) : 0; }
 
+  bool adds(Range k) const { return options_.accumulate || k.begin > 0; }
+
   // Entries (rows, columns from `j` on) of the product, of a block of depths; `tile` is scratch for tiles that do not
   // fit into what is wanted.
   void multiply_tile(const Rows& a, const T* b, Range k, Range rows, index_t j, T* tile) const {
@@ -143,14 +145,14 @@ class Gemm {
     const auto depth = static_cast<std::size_t>(k.size());
     if (rows.size() == tile_rows() && wanted % lanes() == 0) {
       products(a.data, a.row_stride, a.depth_stride, b, depth, out_.row(rows.begin) + j,
-               static_cast<std::size_t>(out_.row_stride), k.begin > 0);
+               static_cast<std::size_t>(out_.row_stride), adds(k));
       return;
     }
     products(a.data, a.row_stride, a.depth_stride, b, depth, tile, kernels_.panel, false);
     for (index_t i = 0; i < rows.size(); ++i) {
       const T* from = tile + i * panel();
       T* to = out_.row(rows.begin + i) + j;
-      for (index_t c = 0; c < wanted; ++c) to[c] = k.begin > 0 ? to[c] + from[c] : from[c];
+      for (index_t c = 0; c < wanted; ++c) to[c] = adds(k) ? to[c] + from[c] : from[c];
     }
   }
 

@@ -349,6 +349,55 @@ RowSums row_sums(const T* row, const T* other, std::size_t n, double* column_sum
 }
 
 template <class T>
+Comparison compare(const T* left, std::ptrdiff_t left_stride, const T* right, std::ptrdiff_t right_stride,
+                   std::size_t rows, std::size_t cols) {
+  using Vector = typename VectorOf<T, lanes<T>>::type;
+  using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
+  Vector highest{}, lowest{}, gap{}, poison{};
+  Doubles::type squares{}, other_squares{};
+  Comparison found{};
+  const std::size_t whole = cols - cols % lanes<T>;
+  for (std::size_t r = 0; r < rows; ++r, left += left_stride, right += right_stride) {
+    for (std::size_t i = 0; i < whole; i += lanes<T>) {
+      const Vector x = *reinterpret_cast<const Unaligned*>(left + i),
+                   y = *reinterpret_cast<const Unaligned*>(right + i);
+      const Vector difference = x - y;
+      highest = x > highest ? x : highest;
+      highest = y > highest ? y : highest;
+      lowest = x < lowest ? x : lowest;
+      lowest = y < lowest ? y : lowest;
+      gap = difference > gap ? difference : gap;
+      gap = -difference > gap ? -difference : gap;
+      poison += difference - difference;
+      for (std::size_t l = 0; l < lanes<T>; l += double_lanes) {
+        const auto a = load_doubles(left + i + l), b = load_doubles(right + i + l);
+        squares += a * a;
+        other_squares += b * b;
+      }
+    }
+    for (std::size_t i = whole; i < cols; ++i) {
+      const T x = left[i], y = right[i], difference = x > y ? x - y : y - x;
+      const T high = x > y ? x : y, low = x > y ? -y : -x;
+      found.largest = high > found.largest ? high : found.largest;
+      found.largest = low > found.largest ? low : found.largest;
+      found.gap = difference > found.gap ? difference : found.gap;
+      found.squares += static_cast<double>(x) * x;
+      found.other_squares += static_cast<double>(y) * y;
+      found.poison += difference - difference;
+    }
+  }
+  for (std::size_t l = 0; l < lanes<T>; ++l) {
+    if (highest[l] > found.largest) found.largest = highest[l];
+    if (-lowest[l] > found.largest) found.largest = -lowest[l];
+    if (gap[l] > found.gap) found.gap = gap[l];
+    found.poison += poison[l];
+  }
+  found.squares += reduce(squares);
+  found.other_squares += reduce(other_squares);
+  return found;
+}
+
+template <class T>
 double dot(const T* row, const double* y, std::size_t n) {
   Doubles::type sum{};
   const std::size_t whole = n - n % double_lanes;
@@ -408,6 +457,7 @@ constexpr KernelTable<T> table() {
           add_hadamard<T>,
           sum_pairs<T>,
           row_sums<T>,
+          compare<T>,
           dot<T>,
           multiply_add<T>};
 }

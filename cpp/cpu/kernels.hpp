@@ -11,6 +11,11 @@ struct RowSums {
   double sum, squares, other_sum, other_squares, inner_product;
 };
 
+// Of two matrices of one shape; sums in double. `poison` is NaN unless all entries are finite, else 0.
+struct Comparison {
+  double largest, gap, squares, other_squares, poison;
+};
+
 // Most vector registers that a panel is wide.
 constexpr std::size_t max_panel_vectors = 6;
 
@@ -59,6 +64,9 @@ struct KernelTable {
   T (*sum_pairs)(const T* values, std::ptrdiff_t stride, std::size_t rows, std::size_t cols, T* columns);
   // Sums over a row; adds it to column_sums. `other` and its column sums may be null together.
   RowSums (*row_sums)(const T* row, const T* other, std::size_t n, double* column_sums, double* other_column_sums);
+  // Largest absolute entry of either matrix, and largest difference.
+  Comparison (*compare)(const T* left, std::ptrdiff_t left_stride, const T* right, std::ptrdiff_t right_stride,
+                        std::size_t rows, std::size_t cols);
   double (*dot)(const T* row, const double* y, std::size_t n);
   // Multiplies and adds in as many independent chains as a register tile holds; returns the operations done.
   double (*multiply_add)(std::size_t iterations, T* sink);

@@ -63,6 +63,16 @@ void check_product(Random& random, index_t rows, index_t depth, index_t cols) {
     gemm<T>(a.view, b.view, {three.data(), rows, cols, row_stride}, {3, isa, {}});
     CHECK(std::memcmp(one.data(), three.data(), size * sizeof(T)) == 0);
 
+    // Added to what is there, as if it were one run of products more.
+    std::vector<T> sum(one);
+    gemm<T>(a.view, b.view, {sum.data(), rows, cols, row_stride}, {3, isa, {}, true});
+    for (index_t i = 0; i < rows; ++i) {
+      for (index_t j = 0; j < cols; ++j) {
+        const auto e = static_cast<std::size_t>(i * row_stride + j);
+        CHECK(std::abs(static_cast<double>(sum[e]) - 2 * static_cast<double>(one[e])) <= 1e-3 * (1 + std::abs(one[e])));
+      }
+    }
+
     // A row's bits are its own.
     const index_t i = random.integer(0, rows - 1);
     StridedMatrix<T> row = a.view;

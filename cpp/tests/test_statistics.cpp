@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "check.hpp"
 #include "kernelgrowth/error.hpp"
@@ -57,10 +58,46 @@ void random_case(Random& random) {
   }
 }
 
+template <class T>
+void symmetry_case(Random& random) {
+  const index_t n = random.integer(1, 150), stride = n + random.integer(0, 3);
+  std::vector<T> k = random.normals<T>(n * stride);
+  auto at = [&](index_t i, index_t j) -> T& { return k[static_cast<std::size_t>(i * stride + j)]; };
+  double largest = 0, squares = 0, trace = 0;
+  for (index_t i = 0; i < n; ++i) {
+    for (index_t j = 0; j < n; ++j) {
+      if (j < i) at(i, j) = at(j, i);
+      largest = std::max(largest, std::abs(static_cast<double>(at(i, j))));
+      squares += static_cast<double>(at(i, j)) * static_cast<double>(at(i, j));
+      if (i == j) trace += static_cast<double>(at(i, j));
+    }
+  }
+  const index_t i = random.integer(0, n - 1), j = random.integer(0, n - 1);
+  for (const auto& isa : available_isas()) {
+    const Symmetry one = symmetry<T>({k.data(), n, n, stride}, {1, isa, {}});
+    const Symmetry three = symmetry<T>({k.data(), n, n, stride}, {3, isa, {}});
+    CHECK(one.finite && one.gap == 0 && one.largest == largest && close(one.trace, trace));
+    CHECK(close(one.squared_norm, squares) && one.squared_norm == three.squared_norm);
+    const T before = at(i, j);
+    at(i, j) += T{3};
+    const Symmetry crooked = symmetry<T>({k.data(), n, n, stride}, {3, isa, {}});
+    if (i != j) {
+      CHECK(crooked.gap > 2.9 && crooked.row == std::min(i, j) && crooked.column == std::max(i, j));
+    }
+    at(i, j) = random.integer(0, 1) == 1 ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::quiet_NaN();
+    CHECK(!symmetry<T>({k.data(), n, n, stride}, {3, isa, {}}).finite);
+    at(i, j) = before;
+  }
+}
+
 }  // namespace
 
 int main() {
   Random random(11);
+  for (int i = 0; i < 50; ++i) {
+    symmetry_case<float>(random);
+    symmetry_case<double>(random);
+  }
   for (int i = 0; i < 50; ++i) {
     random_case<float>(random);
     random_case<double>(random);
@@ -69,6 +106,7 @@ int main() {
   const std::vector<double> y(3);
   CHECK_THROWS(InvalidArgument, statistics<float>({k.data(), 3, 4, 4}, {y.data(), 1, 3, 3}, {}, {}));
   CHECK_THROWS(InvalidArgument, statistics<float>({k.data(), 3, 4, 4}, {}, {k.data(), 4, 3, 3}, {}));
+  CHECK_THROWS(InvalidArgument, symmetry<float>({k.data(), 3, 4, 4}, {}));
   CHECK_THROWS(InvalidArgument, statistics<float>({k.data(), -3, -3, 4}, {}, {}, {}));
   return 0;
 }

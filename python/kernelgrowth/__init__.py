@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kernelgrowth._backend.errors import NotConvergedError as NotConvergedError
     from kernelgrowth._backend.errors import NotConvergedWarning as NotConvergedWarning
     from kernelgrowth._backend.errors import RunFolderError as RunFolderError
+    from kernelgrowth._backend.errors import SolveInterrupted as SolveInterrupted
     from kernelgrowth.diagnostics import KernelRegression as KernelRegression
     from kernelgrowth.diagnostics import effective_rank as effective_rank
     from kernelgrowth.diagnostics import eigenvector_alignment as eigenvector_alignment
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from kernelgrowth.gradients import Rows as Rows
     from kernelgrowth.kernels import NTKOperator as NTKOperator
     from kernelgrowth.kernels import empirical_ntk as empirical_ntk
+    from kernelgrowth.spectra import EigenTracker as EigenTracker
+    from kernelgrowth.spectra import StreamingTopK as StreamingTopK
     from kernelgrowth.spectra import eigsh as eigsh
+    from kernelgrowth.spectra import nystrom as nystrom
     from kernelgrowth.tracking import History as History
     from kernelgrowth.tracking import NTKTracker as NTKTracker
     from kernelgrowth.tracking import load_run as load_run
@@ -73,6 +77,7 @@ _HOMES = {
         "NotConvergedError",
         "NotConvergedWarning",
         "RunFolderError",
+        "SolveInterrupted",
     ),
     "diagnostics": (
         "KernelRegression",
@@ -86,7 +91,7 @@ _HOMES = {
     ),
     "gradients": ("ChunkedFeatures", "GradientFeatures", "OuterProduct", "Rows"),
     "kernels": ("NTKOperator", "empirical_ntk"),
-    "spectra": ("eigsh",),
+    "spectra": ("EigenTracker", "StreamingTopK", "eigsh", "nystrom"),
     "tracking": ("History", "NTKTracker", "load_run"),
     "training": ("Callback", "optim", "train"),
 }

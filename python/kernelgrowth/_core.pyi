@@ -84,3 +84,27 @@ def statistics(
     threads: int = 0,
     isa: str = "",
 ) -> dict[str, Any]: ...
+def symmetry(matrix: _Array, *, threads: int = 0, isa: str = "") -> dict[str, Any]: ...
+def set_lapack(*, dsyevd: Any) -> None: ...
+def block_krylov(
+    operator: Any,
+    start: _Array | None,
+    locked: _Array | None,
+    probes: _Array | None,
+    vectors: _Array,
+    *,
+    wanted: int,
+    required: int,
+    width: int,
+    tolerance: float,
+    least_scale: float,
+    threshold: float,
+    max_passes: int,
+    time_limit: float,
+    pass_operations: float,
+    exponent: int | None,
+    symmetry_tolerance: float,
+    seed: int,
+    threads: int = 0,
+    isa: str = "",
+) -> dict[str, Any]: ...

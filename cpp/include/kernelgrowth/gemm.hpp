@@ -20,10 +20,11 @@ struct GemmOptions {
   int threads = 0;  // 0: default_threads()
   std::string isa;  // empty: active_isa()
   Poll poll;
+  bool accumulate = false;  // add to `out` instead of overwriting it
 };
 
-// out = a b. Sums are made in T, in runs of at most 256 products. An entry's bits depend on its row of `a` and its
-// column of `b` alone: not on the threads, nor on what stands beside it.
+// out = (or +=) a b. Sums are made in T, in runs of at most 256 products. An entry's bits depend on its row of `a` and
+// its column of `b` alone: not on the threads, nor on what stands beside it.
 template <class T>
 void gemm(const StridedMatrix<T>& a, const StridedMatrix<T>& b, MatrixView<T> out, const GemmOptions& options);
 

@@ -32,4 +32,17 @@ template <class T>
 Statistics statistics(MatrixView<const T> kernel, MatrixView<const double> targets, MatrixView<const T> other,
                       const StatisticsOptions& options);
 
+// A square matrix beside its mirror image, every entry compared.
+struct Symmetry {
+  double largest = 0;           // absolute entry
+  double gap = 0;               // largest difference of mirrored entries, at
+  index_t row = 0, column = 0;  // with row <= column
+  double squared_norm = 0;
+  double trace = 0;
+  bool finite = true;  // if not, the other numbers mean nothing
+};
+
+template <class T>
+Symmetry symmetry(MatrixView<const T> matrix, const StatisticsOptions& options);
+
 }  // namespace kernelgrowth

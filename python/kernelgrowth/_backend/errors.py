@@ -11,6 +11,7 @@ __all__ = [
     "NotConvergedError",
     "NotConvergedWarning",
     "RunFolderError",
+    "SolveInterrupted",
 ]
 
 
@@ -45,6 +46,14 @@ class NotConvergedError(RuntimeError):
 
 class NotConvergedWarning(RuntimeWarning):
     """An iteration stopped before its tolerance; `partial` holds its result, which says how far it came."""
+
+    def __init__(self, message: str, *, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class SolveInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of an iteration; `partial` holds its result so far."""
 
     def __init__(self, message: str, *, partial: Any = None) -> None:
         super().__init__(message)

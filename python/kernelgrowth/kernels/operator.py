@@ -54,6 +54,8 @@ class NTKOperator:
     ----------
     shape : tuple of int
     dtype : numpy.dtype
+    semidefinite : bool
+        Whether the operator is a Gram matrix by construction, so that it has no negative eigenvalue beyond rounding.
 
     Notes
     -----
@@ -98,6 +100,7 @@ class NTKOperator:
         self._cheapest: str | None = None
         self.shape: tuple[int, int] = self._products.shape
         self.dtype: np.dtype[Any] = feats.dtype
+        self.semidefinite = feats2 is None
 
     def __repr__(self) -> str:
         about = f"shape={self.shape}, dtype={self.dtype}, outputs={self._outputs!r}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import math
+import time
 import warnings
 from typing import Any
 
@@ -10,22 +12,23 @@ import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray, as_array, like, to_numpy
 from kernelgrowth._backend.checks import check_integer, check_number
-from kernelgrowth._backend.errors import NotConvergedWarning
+from kernelgrowth._backend.eigen import KrylovPairs, block_krylov
+from kernelgrowth._backend.errors import NotConvergedWarning, SolveInterrupted
 from kernelgrowth.spectra.dense import scaled_symmetric, top_eigenpairs
-from kernelgrowth.spectra.krylov import BlockProduct, RitzPairs, block_krylov
+from kernelgrowth.spectra.missed import draw_probes, missed_bound
+from kernelgrowth.spectra.operand import Operand, as_operand
 from kernelgrowth.spectra.result import EigenResult
-from kernelgrowth.spectra.symmetry import check_square, check_symmetric
+from kernelgrowth.spectra.symmetry import symmetry_tolerance
 
-__all__ = ["eigsh"]
+__all__ = ["default_width", "eigsh", "is_dense", "krylov_result", "raise_interruption", "solve_dense"]
 
-# Up to this many rows LAPACK on the stored matrix takes a fraction of a second and has no tolerance to choose.
-_DENSE_ROWS = 1000
+# Up to this many rows LAPACK on the stored matrix takes a few milliseconds and has no tolerance to choose.
+_DENSE_ROWS = 256
 # From this fraction of the spectrum on, an iteration saves nothing over a factorisation.
 _DENSE_FRACTION = 0.125
-# Vectors beyond k in a default block: they let the last wanted pairs converge about as fast as the first.
-_EXTRA_COLUMNS = 8
-# How small the residual of the complement's largest Ritz value must be against its distance from the answer.
-_SEARCH_MARGIN = 1e-3
+# Vectors beyond k in a block: they let the last wanted pairs converge about as fast as the first. Where more of them
+# cost little, up to 20 more take the place of passes (for k = 20 on whitened digits, 6 in place of 8).
+_EXTRA_COLUMNS, _MOST_CHEAP_COLUMNS = 8, 20
 
 
 def eigsh(
@@ -36,6 +39,7 @@ def eigsh(
     v0: Any = None,
     block_size: int | None = None,
     max_passes: int = 100,
+    time_limit: float | None = None,
     seed: int = 0,
 ) -> EigenResult:
     """Return the `k` largest eigenvalues of a symmetric matrix or operator, and their eigenvectors.
@@ -46,35 +50,36 @@ def eigsh(
     Parameters
     ----------
     A : (n, n) array, NTKOperator, or linear operator
-        A float32 or float64 array (NumPy, CuPy, or through DLPack), symmetric up to rounding, of which the symmetric
-        part is used; an object with ``.gram()``; or anything with ``.shape``, ``.dtype`` and ``A @ V`` for V of shape
-        (n, b), such as SciPy's `LinearOperator` or a sparse matrix.
+        A float32 or float64 array (NumPy, CuPy, or through DLPack), symmetric up to rounding; an NTKOperator; or
+        anything with ``.shape``, ``.dtype`` and ``A @ V`` for V of shape (n, b), such as SciPy's `LinearOperator` or a
+        sparse matrix.
     k : int
         Number of eigenpairs, 1 to n.
     tol : float
         A pair counts as converged when ``||K v - λ v|| <= tol * λ_1`` (for an indefinite K, the largest absolute
-        eigenvalue known stands for λ_1).
+        eigenvalue known stands for λ_1). In float32, products are good to about 3e-7 λ_1.
     v0 : (n,) or (n, m) array, optional
         Start vectors of the iteration, such as the eigenvectors of a similar matrix. The direct solver needs none.
     block_size : int, optional
-        Most vectors in one product of the iteration, ``k + 8`` unless given.
+        Most vectors in one product of the iteration; ``k + 8`` unless given, and up to 20 more where K is stored or
+        computed by tiles, so that they cost little.
     max_passes : int
-        Products with a block of vectors after which the iteration stops; it makes at least those that k vectors and
-        their residuals take.
+        Products with a block of vectors after which the iteration stops, once it has k vectors.
+    time_limit : float, optional
+        Seconds after which it stops likewise; which products those are depends on the machine.
     seed : int
         Seed of the random start vectors: the same seed gives the same result.
 
     Returns
     -------
     EigenResult
-        Arrays of the kind and dtype that came in (NumPy for an operator without stored matrix). ``missed_bound`` is
-        NaN: neither solver used here computes one.
+        Arrays of the kind and dtype that came in (NumPy for an operator).
 
     Warns
     -----
     NotConvergedWarning
-        If a residual is above the tolerance, or if `max_passes` ended the search for left-out eigenvalues. The result
-        is returned all the same, and is the attribute ``partial`` of the warning.
+        If a residual is above the tolerance, or if `max_passes` or `time_limit` ended the search for left-out
+        eigenvalues. The result is returned all the same, and is the attribute ``partial`` of the warning.
 
     Raises
     ------
@@ -82,143 +87,162 @@ def eigsh(
         If `A` is not square, not symmetric or not finite, `k` is not in 1..n, or `v0` has another number of rows.
     TypeError
         If `A` is neither a real floating array nor an operator, or an argument is of the wrong type.
+    SolveInterrupted
+        On Ctrl-C once there are pairs to hand over: a KeyboardInterrupt whose ``partial`` is the result so far.
 
     Notes
     -----
-    Stored matrices and Gram operators of up to 1000 rows, and larger stored ones when k exceeds an eighth of the
-    spectrum, are solved directly by LAPACK in float64: O(n³) work, ``passes`` 0. Everything else goes to a block Krylov
-    iteration, in float64 on products made in the dtype of `A`: each pass is one product with at most ``block_size``
-    vectors, two bases of up to ``7 * block_size`` vectors are held, and the last pass computes the residuals of the
-    vectors as returned. A block of at least k random vectors reaches k copies of a repeated eigenvalue; when it is
-    narrower, or `v0` was given, the complement of the answer is searched from fresh random vectors until nothing in it
-    exceeds the smallest eigenvalue returned.
+    Stored matrices and Gram operators of up to 256 rows, and larger stored ones when k exceeds an eighth of the
+    spectrum, are solved directly by LAPACK in float64: O(n³) work, ``passes`` 0. Everything else goes to the compiled
+    block Krylov iteration: vectors are in the dtype of `A`, their inner products in float64. Each pass is one product
+    with at most ``block_size`` vectors; memory is a basis of up to ``k + 10 * block_size`` vectors. A block of at least
+    k random vectors reaches k copies of a repeated eigenvalue; when it is narrower, or `v0` was given, the complement
+    of the answer is searched from fresh random vectors until nothing in it exceeds the smallest eigenvalue returned.
     """
     k = check_integer("k", k, minimum=1)
     tol = check_number("tol", tol, minimum=0.0)
     max_passes = check_integer("max_passes", max_passes, minimum=1)
     seed = check_integer("seed", seed, minimum=0)
+    limit = math.inf if time_limit is None else check_number("time_limit", time_limit, minimum=0.0)
     if block_size is not None:
         block_size = check_integer("block_size", block_size, minimum=1)
 
-    is_operator = not hasattr(A, "__dlpack__") and hasattr(A, "shape") and hasattr(A, "__matmul__")
-    stored = None if is_operator else as_array("A", A, ndim=2)
-    n = check_square("A", tuple(A.shape) if stored is None else stored.shape)
-    if k > n:
-        raise ValueError(f"k must be at most the number of rows of A, {n}, got {k}")
-    start = None if v0 is None else _check_start(v0, n)
-    if stored is None and hasattr(A, "gram") and n <= _DENSE_ROWS:
-        stored = as_array("A.gram()", A.gram(), ndim=2)
-
-    template = stored if is_operator else A
-    if stored is not None:
-        matrix = to_numpy(stored)
-        largest = check_symmetric("A", matrix)
-        if n <= _DENSE_ROWS or k > _DENSE_FRACTION * n:
-            return _solve_stored(matrix, largest, k, tol, template)
-    operator, dtype = (A, _operator_dtype(A)) if stored is None else (matrix, matrix.dtype)
-    product = BlockProduct(operator, n, dtype, min(n, k + _EXTRA_COLUMNS if block_size is None else block_size))
-    return _solve_operator(product, k, start, tol, max_passes, np.random.default_rng(seed), template)
+    operand = as_operand("A", A, dense_rows=_DENSE_ROWS)
+    if k > operand.n:
+        raise ValueError(f"k must be at most the number of rows of A, {operand.n}, got {k}")
+    start = None if v0 is None else _check_start(v0, operand)
+    if is_dense(operand, k):
+        return solve_dense(operand, k, tol)
+    width = default_width(operand, k) if block_size is None else min(operand.n, block_size)
+    solver = _Solver(operand, k, width, tol, max_passes, limit, seed)
+    pairs, searched = solver.search(start)
+    result = dataclasses.replace(krylov_result(pairs, operand, tol), passes=solver.passes)
+    raise_interruption(pairs, result)
+    _warn(result, pairs, tol, searched)
+    return result
 
 
-def _check_start(v0: Any, n: int) -> FloatArray:
-    start = to_numpy(as_array("v0", v0, ndim=(1, 2))).astype(np.float64)
-    start = start.reshape(len(start), -1)
-    if start.shape[0] != n or start.shape[1] > n:
-        raise ValueError(f"v0 must have the {n} rows of A and at most as many columns, got shape {start.shape}")
-    return start
+def default_width(operand: Operand, k: int) -> int:
+    """Return how many vectors a block has."""
+    return min(operand.n, k + _EXTRA_COLUMNS + (min(k, _MOST_CHEAP_COLUMNS) if operand.wide else 0))
 
 
-def _operator_dtype(operator: Any) -> np.dtype[Any]:
-    given = getattr(operator, "dtype", None)
-    dtype = np.dtype(np.float64 if given is None else given)
-    if dtype.kind in "iub":
-        return np.dtype(np.float64)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"A must compute in float32 or float64, got dtype {dtype}")
-    return dtype
+def is_dense(operand: Operand, k: int) -> bool:
+    """Whether LAPACK on the stored matrix is the way to solve it."""
+    return operand.matrix is not None and (operand.n <= _DENSE_ROWS or k > _DENSE_FRACTION * operand.n)
 
 
-def _solve_stored(matrix: FloatArray, largest: float, k: int, tol: float, template: Any) -> EigenResult:
-    scaled, exponent = scaled_symmetric(matrix, largest)
-    values, vectors = top_eigenpairs(scaled, k)
-    values, vectors = _rounded(values, exponent, matrix.dtype), vectors.astype(matrix.dtype)
+def solve_dense(operand: Operand, k: int, tol: float) -> EigenResult:
+    """Return the result of LAPACK on a stored matrix."""
+    assert operand.matrix is not None
+    scaled, exponent = scaled_symmetric(operand.matrix, operand.largest)
+    # One more than asked for, which bounds what is left out.
+    all_values, all_vectors = top_eigenpairs(scaled, min(k + 1, operand.n))
+    values = _rounded(all_values[:k], exponent, operand.dtype)
+    vectors = all_vectors[:, :k].astype(operand.dtype)
     wide = vectors.astype(np.float64)
     residuals = np.linalg.norm(scaled @ wide - wide * values, axis=0)
     # No entry of a symmetric matrix exceeds its norm; of a semi-definite one, none exceeds λ_1.
     scale = max(float(np.abs(values).max()), float(np.abs(scaled).max()))
-    return _result(values, vectors, residuals, exponent, tol * scale, passes=0, searched=True, template=template)
+    missed = -math.inf
+    if k < operand.n:
+        rounding = operand.n * float(np.finfo(np.float64).eps) * scale
+        missed = float(np.ldexp(all_values[k] + rounding, exponent))
+    return _result(operand, values, vectors, residuals, exponent, tol * scale, passes=0, missed=missed)
 
 
-def _solve_operator(
-    product: BlockProduct,
-    k: int,
-    v0: FloatArray | None,
-    tol: float,
-    max_passes: int,
-    rng: np.random.Generator,
-    template: Any,
-) -> EigenResult:
-    pairs, searched = _search(product, k, v0, tol, max_passes - product.cost(k), rng)
-    exponent = product.exponent or 0
-    values, vectors = _rounded(pairs.values, exponent, product.dtype), pairs.vectors.astype(product.dtype)
-    wide = vectors.astype(np.float64)
-    residuals = np.linalg.norm(product(wide) - wide * values, axis=0)
-    limit, passes = tol * pairs.scale, product.passes
-    return _result(values, vectors, residuals, exponent, limit, passes=passes, searched=searched, template=template)
+def krylov_result(pairs: KrylovPairs, operand: Operand, tol: float) -> EigenResult:
+    """Return the result of an iteration, its values rounded to the dtype of the operand."""
+    values = _rounded(pairs.values, pairs.exponent, operand.dtype)
+    # The residual of a Ritz pair is orthogonal to its vector, along which rounding the value moves it.
+    residuals = np.hypot(pairs.residuals, values - pairs.values)
+    missed = missed_bound(pairs, operand)
+    limit = tol * pairs.scale
+    vectors = np.ascontiguousarray(pairs.vectors)
+    return _result(operand, values, vectors, residuals, pairs.exponent, limit, passes=pairs.passes, missed=missed)
 
 
-def _search(
-    product: BlockProduct, k: int, v0: FloatArray | None, tol: float, max_passes: int, rng: np.random.Generator
-) -> tuple[RitzPairs, bool]:
-    """Return the top pairs, and whether larger eigenvalues outside them have been ruled out."""
-    n, width = product.rows, product.width
-    nothing = np.empty((n, 0))
-    start = rng.standard_normal((n, width))
-    if v0 is not None:
-        start = np.concatenate([v0, start], axis=1)[:, : max(width, v0.shape[1] + min(width, _EXTRA_COLUMNS))]
-    while True:
-        # Half of the tolerance is kept for the rounding of the vectors to the dtype of the result.
+def raise_interruption(pairs: KrylovPairs, result: EigenResult) -> None:
+    """Raise the Ctrl-C that ended an iteration, with its result so far."""
+    if pairs.interrupted is not None:
+        raise SolveInterrupted(f"interrupted after {result.passes} passes", partial=result) from pairs.interrupted
+
+
+class _Solver:
+    """An iteration for the pairs wanted, and others in the complement of what was found, within one budget."""
+
+    def __init__(
+        self, operand: Operand, k: int, width: int, tol: float, max_passes: int, time_limit: float, seed: int
+    ) -> None:
+        self._operand, self._k, self._width, self._tol = operand, k, width, tol
+        self._max_passes = max_passes
+        self._end = time.monotonic() + time_limit
+        self._seed = seed
+        self._rng = np.random.default_rng(seed)
+        self._probes = draw_probes(operand, self._rng)
+        self.passes = 0
+
+    def search(self, v0: FloatArray | None) -> tuple[KrylovPairs, bool]:
+        """Return the top pairs, and whether larger eigenvalues outside them have been ruled out."""
+        k, width, n = self._k, self._width, self._operand.n
+        start = self._random(width)
+        if v0 is not None:
+            start = np.concatenate([v0, start], axis=1)[:, : max(width, v0.shape[1] + min(width, _EXTRA_COLUMNS))]
+        while True:
+            pairs = self._iterate(start[:, :n], k, probes=self._probes)
+            if pairs.exhausted or pairs.interrupted or (v0 is None and width >= k):
+                return pairs, True
+            if self._spent():
+                return pairs, False
+            tolerance = self._tol * pairs.scale
+            threshold = float(pairs.values[-1]) + tolerance
+            outside = self._iterate(
+                self._random(width),
+                1,
+                locked=np.ascontiguousarray(pairs.vectors),
+                threshold=threshold,
+                least_scale=pairs.scale,
+                exponent=pairs.exponent,
+            )
+            if outside.interrupted:
+                return dataclasses.replace(pairs, interrupted=outside.interrupted), False
+            if outside.values[0] <= threshold:
+                return pairs, outside.accepted or outside.exhausted
+            start = np.concatenate([pairs.vectors, outside.vectors], axis=1)
+
+    def _iterate(self, start: FloatArray, wanted: int, **options: Any) -> KrylovPairs:
         pairs = block_krylov(
-            product,
-            start,
-            k,
-            locked=nothing,
-            accept=functools.partial(_all_converged, tol=0.5 * tol),
-            max_passes=max_passes,
-            rng=rng,
+            self._operand.product,
+            np.ascontiguousarray(start, self._operand.dtype),
+            wanted=wanted,
+            width=self._width,
+            tol=self._tol,
+            max_passes=max(1, self._max_passes - self.passes),
+            time_limit=max(0.0, self._end - time.monotonic()),
+            symmetry_tolerance=symmetry_tolerance(self._operand.dtype),
+            pass_flops=self._operand.pass_flops * self._width,
+            seed=self._seed,
+            **options,
         )
-        if pairs.exhausted or (v0 is None and width >= k):
-            return pairs, True
-        if product.passes >= max_passes:
-            return pairs, False
-        tolerance = tol * pairs.scale
-        threshold = float(pairs.values[-1]) + tolerance
-        outside = block_krylov(
-            product,
-            rng.standard_normal((n, width)),
-            1,
-            locked=pairs.vectors,
-            accept=functools.partial(_settled, tolerance=tolerance, threshold=threshold),
-            max_passes=max_passes,
-            rng=rng,
-        )
-        if outside.values[0] <= threshold:
-            return pairs, outside.accepted or outside.exhausted
-        start = np.concatenate([pairs.vectors, outside.vectors], axis=1)
+        self.passes += pairs.passes
+        return pairs
+
+    def _random(self, columns: int) -> FloatArray:
+        drawn: FloatArray = self._rng.standard_normal((self._operand.n, columns)).astype(self._operand.dtype)
+        return drawn
+
+    def _spent(self) -> bool:
+        return self.passes >= self._max_passes or time.monotonic() > self._end
 
 
-def _all_converged(_values: FloatArray, residuals: FloatArray, scale: float, *, tol: float) -> bool:
-    return bool(np.all(residuals <= tol * scale))
-
-
-def _settled(values: FloatArray, residuals: FloatArray, _scale: float, *, tolerance: float, threshold: float) -> bool:
-    """Whether the largest Ritz value of the complement settles that it holds an eigenvalue above `threshold`, or none.
-
-    A Ritz value above it does. One below it proves nothing by itself: it must have converged, or be so much closer to
-    an eigenvalue than to the threshold that a random start would have had to be all but blind to what is above.
-    """
-    value, residual = float(values[0]), float(residuals[0])
-    return value > threshold or residual <= max(tolerance, _SEARCH_MARGIN * (threshold - value))
+def _check_start(v0: Any, operand: Operand) -> FloatArray:
+    start = to_numpy(as_array("v0", v0, ndim=(1, 2))).astype(np.float64)
+    start = start.reshape(len(start), -1)
+    if start.shape[0] != operand.n or start.shape[1] > operand.n:
+        raise ValueError(f"v0 must have the {operand.n} rows of A and at most as many columns, got shape {start.shape}")
+    # Columns of moderate size, whose squares neither vanish nor overflow.
+    largest = np.abs(start).max(axis=0)
+    return (start / np.where(largest > 0, largest, 1.0)).astype(operand.dtype)
 
 
 def _rounded(values: FloatArray, exponent: int, dtype: np.dtype[Any]) -> FloatArray:
@@ -227,6 +251,7 @@ def _rounded(values: FloatArray, exponent: int, dtype: np.dtype[Any]) -> FloatAr
 
 
 def _result(
+    operand: Operand,
     values: FloatArray,
     vectors: FloatArray,
     residuals: FloatArray,
@@ -234,27 +259,28 @@ def _result(
     limit: float,
     *,
     passes: int,
-    searched: bool,
-    template: Any,
+    missed: float,
 ) -> EigenResult:
-    converged = residuals <= limit
-    result = EigenResult(
-        eigenvalues=like(np.ldexp(values, exponent).astype(vectors.dtype), template),
-        eigenvectors=like(vectors, template),
-        residuals=like(np.ldexp(residuals, exponent).astype(vectors.dtype), template),
-        converged=like(converged, template),
+    return EigenResult(
+        eigenvalues=like(np.ldexp(values, exponent).astype(vectors.dtype), operand.template),
+        eigenvectors=like(vectors, operand.template),
+        residuals=like(np.ldexp(residuals, exponent).astype(vectors.dtype), operand.template),
+        converged=like(residuals <= limit, operand.template),
         passes=passes,
-        missed_bound=float("nan"),
+        missed_bound=missed,
     )
+
+
+def _warn(result: EigenResult, pairs: KrylovPairs, tol: float, searched: bool) -> None:
     problems = []
+    converged = pairs.residuals <= tol * pairs.scale
     if not converged.all():
         problems.append(
             f"{np.count_nonzero(~converged)} of {len(converged)} eigenpairs have a residual above the tolerance "
-            f"(largest {residuals.max():.1e}, allowed {limit:.1e}, in units of 2**{exponent})"
+            f"(largest {pairs.residuals.max():.1e}, allowed {tol * pairs.scale:.1e}, in units of 2**{pairs.exponent})"
         )
     if not searched:
         problems.append("the search for left-out eigenvalues was not finished")
     if problems:
-        message = f"eigsh after {passes} passes: {'; '.join(problems)}; raise max_passes or tol"
-        warnings.warn(NotConvergedWarning(message, partial=result), stacklevel=4)
-    return result
+        message = f"eigsh after {result.passes} passes: {'; '.join(problems)}; raise max_passes or tol"
+        warnings.warn(NotConvergedWarning(message, partial=result), stacklevel=3)

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.arrays import FloatArray, check_finite
+from kernelgrowth._backend.eigen import Symmetry, symmetry
 
-__all__ = ["check_square", "check_symmetric", "symmetry_tolerance"]
-
-_TILE = 512
+__all__ = ["check_square", "check_symmetric", "seen_symmetric", "symmetry_tolerance"]
 
 
 def symmetry_tolerance(dtype: np.dtype[Any]) -> float:
@@ -26,30 +25,24 @@ def check_square(name: str, shape: tuple[int, ...]) -> int:
 
 
 def check_symmetric(name: str, matrix: FloatArray) -> float:
-    """Return the largest absolute entry of a square matrix, refusing one that is not symmetric.
+    """Return the largest absolute entry of a square matrix, as `seen_symmetric` does all that it has seen."""
+    return seen_symmetric(name, matrix).largest
 
-    Every entry is compared, tile by tile so that no temporary of the matrix' size is made.
+
+def seen_symmetric(name: str, matrix: FloatArray) -> Symmetry:
+    """Return what one pass over a square matrix tells, refusing one that is not finite or not symmetric.
 
     Raises
     ------
     ValueError
-        If two mirrored entries differ by more than rounding explains (`symmetry_tolerance`).
+        If an entry is not finite, or two mirrored entries differ by more than rounding explains (`symmetry_tolerance`).
     """
-    n = matrix.shape[0]
-    largest, worst, where = 0.0, 0.0, (0, 0)
-    for i in range(0, n, _TILE):
-        for j in range(i, n, _TILE):
-            upper, lower = matrix[i : i + _TILE, j : j + _TILE], matrix[j : j + _TILE, i : i + _TILE].T
-            largest = max(largest, float(np.abs(upper).max()), float(np.abs(lower).max()))
-            difference = np.abs(upper - lower)
-            gap = float(difference.max())
-            if gap > worst:
-                at = np.unravel_index(int(difference.argmax()), difference.shape)
-                worst, where = gap, (i + int(at[0]), j + int(at[1]))
-    if worst > symmetry_tolerance(matrix.dtype) * largest:
-        row, column = where
+    seen = symmetry(matrix)
+    if not seen.finite:
+        check_finite(name, matrix)
+    if not seen.gap <= symmetry_tolerance(matrix.dtype) * seen.largest:
+        i, j = seen.row, seen.column
         raise ValueError(
-            f"{name} must be symmetric, got {float(matrix[row, column]):g} at {(row, column)} "
-            f"but {float(matrix[column, row]):g} at {(column, row)}"
+            f"{name} must be symmetric, got {float(matrix[i, j]):g} at {(i, j)} but {float(matrix[j, i]):g} at {(j, i)}"
         )
-    return largest
+    return seen

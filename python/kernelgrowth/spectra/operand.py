@@ -1,0 +1,141 @@
+"""What an eigensolver is given: a stored matrix or an operator, checked, and what is known of it beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernelgrowth._backend.arrays import FloatArray, as_array, to_numpy
+from kernelgrowth.spectra.symmetry import check_square, seen_symmetric
+
+__all__ = ["Operand", "as_operand"]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A symmetric operator with n rows.
+
+    Attributes
+    ----------
+    n : int
+    dtype : numpy.dtype
+        float32 or float64, what it computes in.
+    product : ndarray or callable
+        The matrix, or a function that returns A V for contiguous V (n, b) in `dtype`.
+    matrix : ndarray or None
+        The matrix where it is stored.
+    template : object
+        What results are to be like.
+    largest : float
+        Largest absolute entry; NaN where it is not stored.
+    squared_norm, trace : float
+        ``||A||_F²`` and the trace, exact up to rounding in float64; NaN where they are not known.
+    semidefinite : bool
+        Whether it is known to have no negative eigenvalue.
+    wide : bool
+        Whether a product with more vectors costs little more: reading or computing the matrix is most of it.
+    """
+
+    n: int
+    dtype: np.dtype[Any]
+    product: FloatArray | Callable[[FloatArray], FloatArray]
+    matrix: FloatArray | None
+    template: Any
+    largest: float
+    squared_norm: float
+    trace: float
+    semidefinite: bool
+    wide: bool
+
+    @property
+    def pass_flops(self) -> float:
+        """Operations of a product with one vector; infinite where they are not known."""
+        return math.inf if self.matrix is None else 2.0 * self.n**2
+
+
+def as_operand(name: str, A: Any, *, dense_rows: int = 0) -> Operand:
+    """Check a matrix or an operator.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for messages.
+    A : array, NTKOperator or linear operator
+        An NTKOperator that multiplies by its stored kernel counts as that.
+    dense_rows : int
+        Up to this many rows, an operator with ``.gram()`` counts as its matrix.
+
+    Raises
+    ------
+    ValueError
+        If it is not square, or stored and not finite or not symmetric.
+    TypeError
+        If it is neither a real floating array nor an operator.
+    """
+    is_operator = not hasattr(A, "__dlpack__") and hasattr(A, "shape") and hasattr(A, "__matmul__")
+    if not is_operator:
+        matrix = to_numpy(as_array(name, A, ndim=2, finite=False))
+        check_square(name, matrix.shape)
+        return _stored(name, matrix, A, semidefinite=False)
+    n = check_square(name, tuple(A.shape))
+    semidefinite = bool(getattr(A, "semidefinite", False))
+    way = A.product_plan().way if hasattr(A, "product_plan") else ""
+    if hasattr(A, "gram") and (n <= dense_rows or way == "stored"):
+        matrix = to_numpy(as_array(f"{name}.gram()", A.gram(), ndim=2, finite=False))
+        return _stored(f"{name}.gram()", matrix, matrix, semidefinite=semidefinite)
+    dtype = _operator_dtype(name, A)
+    return Operand(
+        n=n,
+        dtype=dtype,
+        product=_product(name, A, dtype),
+        matrix=None,
+        template=None,
+        largest=math.nan,
+        squared_norm=math.nan,
+        trace=float(A.trace()) if semidefinite else math.nan,
+        semidefinite=semidefinite,
+        wide=way == "tiles",
+    )
+
+
+def _stored(name: str, matrix: FloatArray, template: Any, *, semidefinite: bool) -> Operand:
+    seen = seen_symmetric(name, matrix)
+    # Outside, squares have lost digits to underflow, or overflowed.
+    known = 1e-270 < seen.squared_norm < 1e270 or seen.largest == 0.0
+    return Operand(
+        n=len(matrix),
+        dtype=matrix.dtype,
+        product=matrix,
+        matrix=matrix,
+        template=template,
+        largest=seen.largest,
+        squared_norm=seen.squared_norm if known else math.nan,
+        trace=seen.trace,
+        semidefinite=semidefinite,
+        wide=True,
+    )
+
+
+def _operator_dtype(name: str, operator: Any) -> np.dtype[Any]:
+    given = getattr(operator, "dtype", None)
+    dtype = np.dtype(np.float64 if given is None else given)
+    if dtype.kind in "iub":
+        return np.dtype(np.float64)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must compute in float32 or float64, got dtype {dtype}")
+    return dtype
+
+
+def _product(name: str, operator: Any, dtype: np.dtype[Any]) -> Callable[[FloatArray], FloatArray]:
+    def product(block: FloatArray) -> FloatArray:
+        result = np.asarray(to_numpy(operator @ block))
+        if result.shape != block.shape:
+            raise ValueError(f"{name} @ V must have shape {block.shape} for V of that shape, got {result.shape}")
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(result, dtype)
+
+    return product
