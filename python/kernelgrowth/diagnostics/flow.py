@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray
 
-__all__ = ["KernelFlow"]
+__all__ = ["KernelFlow", "kept_rates", "time_where"]
 
 # Rounding spreads the zero eigenvalues of a singular kernel to both sides alike; the most negative one shows how far.
 _NOISE_MARGIN = 4.0
+
+
+def kept_rates(rates: FloatArray, cutoff: float) -> npt.NDArray[np.bool_]:
+    """Whether eigenvalues of K + μ I, not empty, exceed the cut-off and what rounding makes of zero."""
+    return np.asarray(rates > max(cutoff * float(rates.max()), -_NOISE_MARGIN * float(rates.min()), 0.0))
 
 
 class KernelFlow:
@@ -40,7 +47,11 @@ class KernelFlow:
         Eigenvalues kept.
     condition : float
         Largest over smallest of them, NaN if there is none.
+    error, settled
+        As in `KrylovFlow`: the flow is known to rounding.
     """
+
+    error, settled = 0.0, True
 
     def __init__(
         self,
@@ -53,8 +64,7 @@ class KernelFlow:
         examples: int,
     ) -> None:
         shifted = values + ridge
-        noise = max(0.0, -_NOISE_MARGIN * float(shifted[0]))
-        keep = shifted > max(cutoff * float(shifted[-1]), noise)
+        keep = kept_rates(shifted, cutoff)
         self.rank = int(np.count_nonzero(keep))
         self._rates = shifted[keep]
         self._shares = np.clip(values[keep] / self._rates, 0.0, 1.0)
@@ -85,8 +95,6 @@ class KernelFlow:
         ValueError
             If `loss` is above the loss at t = 0 or below that at t = ∞ by more than rounding.
         """
-        from scipy.optimize import brentq
-
         first, last = self.loss(0.0), self.loss(math.inf)
         slack = 1e-12 * first
         if not last - slack <= loss <= first + slack:
@@ -95,16 +103,26 @@ class KernelFlow:
             return 0.0
         if loss <= last:
             return math.inf
-        # Between these the loss is finite and above its limit; the logarithms make decades of decay equally long.
-        low = high = self._examples / float(self._rates[-1])
-        while self.loss(low) < loss:
-            low /= 4
-        while self.loss(high) > loss:
-            high *= 4
-        if low == high:
-            return low
-        target = math.log(loss)
-        root = brentq(
-            lambda s: math.log(max(self.loss(math.exp(s)), 5e-324)) - target, math.log(low), math.log(high), xtol=1e-14
-        )
-        return math.exp(root)
+        return time_where(self.loss, loss, start=self._examples / float(self._rates[-1]))
+
+
+def time_where(curve: Callable[[float], float], loss: float, *, start: float) -> float:
+    """Return the time at which a falling `curve` equals `loss`, sought from the time `start` on; infinity if nowhere.
+
+    `loss` lies below ``curve(0)`` and above ``curve(inf)``.
+    """
+    from scipy.optimize import brentq
+
+    # The logarithms make decades of decay equally long.
+    low = high = start
+    while low > 0 and curve(low) < loss:
+        low /= 4
+    while curve(high) > loss:
+        high *= 4
+    if low == high or low == 0 or math.isinf(high):
+        return low if low == 0 else high
+    target = math.log(loss)
+    root = brentq(
+        lambda s: math.log(max(curve(math.exp(s)), 5e-324)) - target, math.log(low), math.log(high), xtol=1e-14
+    )
+    return math.exp(root)
