@@ -113,8 +113,8 @@ py::dict run(const py::object& matrix, const OptionalArray& block, const Optiona
 py::dict bind_krylov(const py::object& operator_, const OptionalArray& start, const OptionalArray& locked,
                      const OptionalArray& probes, py::array vectors, index_t wanted, index_t required, index_t width,
                      double tolerance, double least_scale, double threshold, index_t max_passes, double time_limit,
-                     double pass_operations, std::optional<int> exponent, double symmetry_tolerance, std::uint64_t seed,
-                     int threads, const std::string& isa) {
+                     index_t first_check, double pass_operations, std::optional<int> exponent,
+                     double symmetry_tolerance, std::uint64_t seed, int threads, const std::string& isa) {
   KrylovOptions options;
   options.wanted = wanted;
   options.required = required;
@@ -124,6 +124,7 @@ py::dict bind_krylov(const py::object& operator_, const OptionalArray& start, co
   options.threshold = threshold;
   options.max_passes = max_passes;
   options.time_limit = time_limit;
+  options.first_check = first_check;
   options.pass_operations = pass_operations;
   options.exponent = exponent.value_or(0);
   options.choose_exponent = !exponent;
@@ -145,8 +146,8 @@ void register_eigen(py::module_& m) {
   m.def("set_lapack", &bind_lapack, py::kw_only(), "dsyevd"_a);
   m.def("block_krylov", &bind_krylov, "operator"_a, "start"_a, "locked"_a, "probes"_a, py::arg("vectors").noconvert(),
         py::kw_only(), "wanted"_a, "required"_a, "width"_a, "tolerance"_a, "least_scale"_a, "threshold"_a,
-        "max_passes"_a, "time_limit"_a, "pass_operations"_a, "exponent"_a, "symmetry_tolerance"_a, "seed"_a,
-        "threads"_a = 0, "isa"_a = "");
+        "max_passes"_a, "time_limit"_a, "first_check"_a, "pass_operations"_a, "exponent"_a, "symmetry_tolerance"_a,
+        "seed"_a, "threads"_a = 0, "isa"_a = "");
 }
 
 }  // namespace kernelgrowth::python

@@ -21,10 +21,13 @@ from kernelgrowth.diagnostics import (
     kernel_target_alignment,
     subspace_overlap,
 )
-from kernelgrowth.gradients import GradientFeatures, OuterProduct
+from kernelgrowth.gradients import GradientFeatures, OuterProduct, from_net
+from kernelgrowth.kernels import NTKOperator
 from kernelgrowth.tracking import History, NTKTracker, load_run, run_folder
-from kernelgrowth.tracking.metrics import METRICS, effective_rank_bound, measure
+from kernelgrowth.tracking.layers import LayerKernels
+from kernelgrowth.tracking.metrics import METRICS, measure
 from kernelgrowth.tracking.packing import pack_triangle, unpack_triangle
+from kernelgrowth.tracking.spectrum import effective_rank_bound
 from kernelgrowth.training import optim, train
 
 RNG = np.random.default_rng(3)
@@ -197,7 +200,7 @@ def test_measured_values_agree_with_the_diagnostics(n: int, c: int, outputs: str
     }
     y = rng.standard_normal((n, c))
     measured = measure(GradientFeatures(blocks), y, names=METRICS, top_k=50, outputs=outputs, previous=None, first=None)
-    kernel = unpack_triangle(measured.kernel)
+    kernel = unpack_triangle(measured.reference.kernel)
     values = measured.values
     tolerance = 1e-5 if dtype == np.float32 else 1e-9
     assert kernel.dtype == dtype
@@ -208,6 +211,90 @@ def test_measured_values_agree_with_the_diagnostics(n: int, c: int, outputs: str
     )
     assert sum(values["eigenvalues"]) == pytest.approx(values["trace"], rel=tolerance)
     assert values["effective_rank"] == pytest.approx(effective_rank(np.array(values["eigenvalues"])), rel=1e-3)
+
+
+# --- what is remembered from step to step ---
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace", "mean_trace", "sum_logits"])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("parameterization", ["standard", "ntk", "mup"])
+def test_layers_sum_to_the_kernel_at_every_step(outputs: str, classes: int, parameterization: str) -> None:
+    for bias in (False, True):
+        net = nets.MLP(widths=[5, 6, classes], activation="tanh", bias=bias, parameterization=parameterization)
+        layers = LayerKernels(X, outputs)
+        for seed in range(2):
+            features = from_net(net, net.init(seed=seed), X)
+            got = dict(layers.of(features))
+            operators = NTKOperator(features, outputs=outputs).per_layer()
+            assert list(got) == list(operators)
+            for name, kernel in got.items():
+                np.testing.assert_allclose(kernel, operators[name].gram(), rtol=1e-12, atol=1e-14, err_msg=name)
+                assert np.array_equal(kernel, kernel.T)
+
+
+def test_inner_products_of_the_inputs_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nets.MLP(widths=[5, 6, 1])
+    layers = LayerKernels(X, "full")
+    made: list[int] = []
+
+    class Counted(NTKOperator):
+        def gram(self) -> Any:
+            made.append(self.shape[0])
+            return super().gram()
+
+    monkeypatch.setattr("kernelgrowth.tracking.layers.NTKOperator", Counted)
+    counts = []
+    for x in (X, X, X.copy()):
+        list(layers.of(from_net(net, net.init(seed=0), x)))
+        counts.append(len(made))
+    assert counts == [3, 5, 7]
+
+
+def test_a_resumed_run_goes_on_with_the_eigensolver_where_it_was(tmp_path: Path) -> None:
+    # Large enough that it iterates.
+    x = np.random.default_rng(0).standard_normal((300, 5))
+    y = np.sign(x[:, 0] * x[:, 1])
+
+    def go(tracker: NTKTracker, **kwargs: Any) -> History:
+        train(NET, PARAMS, (x, y), steps=30, optimizer=optim.GD(lr=0.3), callbacks=[tracker], **kwargs)
+        return tracker.history
+
+    def stop(state: Any) -> None:
+        if state.step == 17:
+            raise RuntimeError("stopped")
+
+    expected = go(NTKTracker(x, y, every=5, top_k=6))
+    for i, step in enumerate(expected.steps):
+        values = np.linalg.eigvalsh(expected.kernel(step))[:-7:-1]
+        np.testing.assert_allclose(expected["eigenvalues"][i], values, rtol=0, atol=1e-4 * values[0])
+    for out in (None, tmp_path / "run"):
+        options: dict[str, Any] = {"checkpoint": tmp_path / f"{out is None}.npz", "checkpoint_every": 11}
+        with pytest.raises(RuntimeError, match="stopped"):
+            go(NTKTracker(x, y, every=5, top_k=6, out=out), progress=stop, **options)
+        same_series(go(NTKTracker(x, y, every=5, top_k=6, out=out), resume=True, **options), expected)
+
+
+def test_a_network_that_is_not_finite_is_recorded_as_such() -> None:
+    params = {
+        name: np.where(np.arange(value.size).reshape(value.shape) == 0, np.inf, value) for name, value in PARAMS.items()
+    }
+    tracker = NTKTracker(X, Y)
+    tracker.update(NET, params, step=0, loss=math.nan)
+    assert math.isnan(tracker.history["alignment"][0])
+    assert np.isnan(tracker.history["eigenvalues"]).all()
+
+
+def test_a_run_resumed_in_memory_still_knows_its_targets(tmp_path: Path) -> None:
+    def stop(state: Any) -> None:
+        if state.step == 7:
+            raise RuntimeError("stopped")
+
+    options: dict[str, Any] = {"checkpoint": tmp_path / "c.npz", "checkpoint_every": 3}
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(NTKTracker(X, Y, every=2), progress=stop, **options)
+    history = run(NTKTracker(X, Y, every=2), resume=True, **options)
+    np.testing.assert_array_equal(history.targets, Y)
 
 
 # --- effective rank from the top of a spectrum ---
@@ -271,7 +358,7 @@ def test_metrics_restrict_what_is_recorded_and_computed(monkeypatch: pytest.Monk
     def forbidden(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("not asked for")
 
-    monkeypatch.setattr("kernelgrowth.tracking.metrics.eigsh", forbidden)
+    monkeypatch.setattr("kernelgrowth.tracking.spectrum.EigenTracker", forbidden)
     history = run(NTKTracker(X, Y, every=6, metrics=["alignment", "kernel_norm"]))
     assert history.silent_alignment().growth == everything.silent_alignment().growth
 
@@ -645,10 +732,10 @@ def test_a_folder_with_another_run_is_refused_untouched(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_stops_training_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = run_folder.atomic_save_array
 
-    def fill_up(path: Path, array: Any) -> None:
+    def fill_up(path: Path, array: Any, **options: Any) -> None:
         if path.name > "00000008.npy":
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, array)
+        save(path, array, **options)
 
     reference = run(NTKTracker(X, Y, every=4), steps=20)
     monkeypatch.setattr(run_folder, "atomic_save_array", fill_up)

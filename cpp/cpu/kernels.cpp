@@ -160,8 +160,11 @@ void weigh(T* target, const T* weights, std::size_t length) {
   }
 }
 
+template <class T>
+constexpr std::size_t line = 64 / sizeof(T);
+
 // A register tile of sums over rows a[i * row_stride + k * depth_stride] and a panel b.
-template <class T, std::size_t Vectors, bool Fetch>
+template <class T, std::size_t Vectors, bool Fetch, bool FetchRows>
 __attribute__((always_inline)) inline void register_tile(const T* a, std::ptrdiff_t row_stride,
                                                          std::ptrdiff_t depth_stride, const T* b, std::size_t depth,
                                                          T* c, std::size_t ldc, bool accumulate, const T* ahead,
@@ -174,6 +177,12 @@ __attribute__((always_inline)) inline void register_tile(const T* a, std::ptrdif
   for (std::size_t k = 0; k < depth; ++k, a += depth_stride, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
     if constexpr (Fetch) __builtin_prefetch(ahead);
+    if constexpr (FetchRows) {
+      if (k % line<T> == 0) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < rows; ++i) __builtin_prefetch(a + static_cast<std::ptrdiff_t>(rows + i) * row_stride);
+      }
+    }
     ahead += ahead_step;
     Vector right[Vectors];
 #pragma GCC unroll 8
@@ -198,13 +207,13 @@ template <class T, std::size_t Vectors>
 void inner_products(const T* a, const T* b, std::size_t depth, T* c, std::size_t ldc, bool accumulate, const T* ahead,
                     std::ptrdiff_t ahead_step) {
   constexpr bool fetch = fetched_per_step<T> > 0;
-  register_tile<T, Vectors, fetch>(a, 1, Tile<T>::panel, b, depth, c, ldc, accumulate, ahead, ahead_step);
+  register_tile<T, Vectors, fetch, false>(a, 1, Tile<T>::panel, b, depth, c, ldc, accumulate, ahead, ahead_step);
 }
 
 template <class T, std::size_t Vectors>
 void row_products(const T* a, std::ptrdiff_t row_stride, std::ptrdiff_t depth_stride, const T* b, std::size_t depth,
                   T* c, std::size_t ldc, bool accumulate) {
-  register_tile<T, Vectors, false>(a, row_stride, depth_stride, b, depth, c, ldc, accumulate, b, 0);
+  register_tile<T, Vectors, false, true>(a, row_stride, depth_stride, b, depth, c, ldc, accumulate, b, 0);
 }
 
 template <class T>

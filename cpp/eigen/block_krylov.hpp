@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -45,6 +46,7 @@ class BlockKrylov {
         projected_(columns_, columns_) {
     result_.exponent = options.exponent;
     chooses_exponent_ = options.choose_exponent;
+    next_check_ = options.first_check;
     if (locked_count_ > 0) space_.copy(start.locked, locked());
     const index_t count = std::min(room_, start.block.cols);
     const Vectors block = work_.columns(0, count);
@@ -129,7 +131,8 @@ class BlockKrylov {
     const index_t following = std::min(width_, room_ - size_);
     const bool spent = result_.passes + cost(following) > options_.max_passes || elapsed() > options_.time_limit;
     const bool last = size_ == room_ || (spent && leading() == options_.wanted);
-    if (!last && result_.passes < next_check_) return false;
+    const bool dry_run = total(diagonal(rest_)) <= std::pow(options_.tolerance * norm_, 2.0);
+    if (!last && !dry_run && result_.passes < next_check_) return false;
     solve();
     result_.accepted = acceptable();
     return last || result_.accepted;
@@ -215,7 +218,7 @@ class BlockKrylov {
       result_.projected_squares += value * value;
     }
     const index_t count = rest_.rows();
-    for (const double square : diagonal(rest_)) result_.rest_squares += square;
+    result_.rest_squares = total(diagonal(rest_));
     result_.rest_norm = std::sqrt(std::max(0.0, eigenvalues_symmetric(rest_, 0, count).front()));
   }
 
@@ -230,7 +233,7 @@ class BlockKrylov {
       multiply(block, image);
       project_out(image, locked());
       project_out(image, basis_.columns(0, size_));
-      for (const double square : diagonal(space_.inner(image, image))) result_.probe_squares += square;
+      result_.probe_squares += total(diagonal(space_.inner(image, image)));
     }
   }
 
@@ -377,6 +380,8 @@ class BlockKrylov {
                             " ||A|| apart");
     }
   }
+
+  static double total(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 
   double elapsed() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
 

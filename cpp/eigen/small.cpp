@@ -96,6 +96,41 @@ double distance_from_identity(const Small& matrix) {
   return largest;
 }
 
+namespace {
+
+// A pivot so much above what counts as dependent leaves a triangle whose rounding the next turn makes good for.
+constexpr double safe_pivot = 100;
+
+// Replaces a matrix M, of which the lower triangle is read, by the lower triangle of the inverse of its Cholesky factor
+// L; false, and M spoilt, where a squared pivot is not above `least`.
+bool inverse_cholesky(Small& m, double least) {
+  const index_t n = m.rows();
+  for (index_t j = 0; j < n; ++j) {
+    for (index_t i = j; i < n; ++i) {
+      double sum = m(i, j);
+      for (index_t k = 0; k < j; ++k) sum -= m(i, k) * m(j, k);
+      if (i > j) {
+        m(i, j) = sum / m(j, j);
+      } else if (sum > least) {
+        m(j, j) = std::sqrt(sum);
+      } else {
+        return false;
+      }
+    }
+  }
+  for (index_t j = 0; j < n; ++j) {
+    m(j, j) = 1 / m(j, j);
+    for (index_t i = j + 1; i < n; ++i) {
+      double sum = 0;
+      for (index_t k = j; k < i; ++k) sum -= m(i, k) * m(k, j);
+      m(i, j) = sum / m(i, i);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 Small whitening(const Small& gram, const std::vector<double>& least, double dependent, index_t most) {
   std::vector<index_t> kept;
   for (index_t j = 0; j < gram.cols(); ++j) {
@@ -108,6 +143,15 @@ Small whitening(const Small& gram, const std::vector<double>& least, double depe
   Small unit(size, size);
   for (index_t i = 0; i < size; ++i) {
     for (index_t j = 0; j < size; ++j) unit(i, j) = gram(at(i), at(j)) / (length(i) * length(j));
+  }
+  // Most blocks are far from dependent: then a triangle takes a small part of the time of the eigenvectors.
+  Small triangle = unit;
+  if (size <= most && inverse_cholesky(triangle, safe_pivot * dependent)) {
+    Small x(gram.cols(), size);
+    for (index_t i = 0; i < size; ++i) {
+      for (index_t j = i; j < size; ++j) x(at(i), j) = triangle(j, i) / length(i);
+    }
+    return x;
   }
   const SmallEigen pairs = eigen_symmetric(unit, 0, size);
   index_t count = 0;

@@ -101,6 +101,7 @@ def block_krylov(
     threshold: float,
     max_passes: int,
     time_limit: float,
+    first_check: int,
     pass_operations: float,
     exponent: int | None,
     symmetry_tolerance: float,

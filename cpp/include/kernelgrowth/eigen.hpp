@@ -31,6 +31,8 @@ struct KrylovOptions {
   double threshold = std::numeric_limits<double>::infinity();  // a leading Ritz value above it settles the search
   index_t max_passes = 100;  // products after which the iteration ends, once it has `wanted` pairs
   double time_limit = std::numeric_limits<double>::infinity();  // seconds after which it ends likewise
+  index_t first_check =
+      1;  // products before which no small problem is solved, unless next to nothing is left of images
   // Operations that a product takes, where they are few: small problems are then not solved after every product.
   double pass_operations = std::numeric_limits<double>::infinity();
   int exponent = 0;                  // products are multiplied by 2^-exponent, so that no square leaves double's range;

@@ -91,6 +91,7 @@ def block_krylov(
     least_scale: float = 0.0,
     threshold: float = math.inf,
     time_limit: float = math.inf,
+    first_check: int = 1,
     pass_flops: float = math.inf,
     exponent: int | None = None,
     seed: int = 0,
@@ -117,6 +118,8 @@ def block_krylov(
         Products, and seconds, after which it ends as soon as it has `wanted` pairs.
     symmetry_tolerance : float
         How far u·Av and v·Au may be apart, relative to ``||A||``.
+    first_check : int
+        Products before which no small problem is solved: from a random start nothing has converged.
     pass_flops : float
         Operations of a product, where they are few: small problems are then not solved after each.
     exponent : int, optional
@@ -145,6 +148,7 @@ def block_krylov(
         threshold=threshold,
         max_passes=max_passes,
         time_limit=time_limit,
+        first_check=first_check,
         pass_operations=pass_flops,
         exponent=exponent,
         symmetry_tolerance=symmetry_tolerance,

@@ -16,15 +16,19 @@ __all__ = ["atomic_save_array", "atomic_save_arrays", "atomic_write_text", "atom
 
 
 @contextlib.contextmanager
-def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yield a binary file that replaces `path` when the block ends, and leaves `path` untouched if it fails."""
+def atomic_writer(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a binary file that replaces `path` when the block ends, and leaves `path` untouched if it fails.
+
+    Without `durable` that holds for a killed process, but not for a power cut before the caller's own fsync.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -37,13 +41,15 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
         stream.write(text.encode("utf-8"))
 
 
-def atomic_save_array(path: str | os.PathLike[str], array: np.ndarray[Any, Any]) -> None:
-    """Write one array to `path` in NumPy's `.npy` format, all or nothing."""
-    # Through a buffer: what numpy writes to a file itself says on a full disk how much, not why.
-    content = io.BytesIO()
-    np.lib.format.write_array(content, array, allow_pickle=False)
-    with atomic_writer(path) as stream:
-        stream.write(content.getbuffer())
+def atomic_save_array(path: str | os.PathLike[str], array: np.ndarray[Any, Any], *, durable: bool = True) -> None:
+    """Write one array to `path` in NumPy's `.npy` format, all or nothing; `durable` as for `atomic_writer`."""
+    values = np.asarray(array, order="C")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    with atomic_writer(path, durable=durable) as stream:
+        stream.write(header.getbuffer())
+        # Not by numpy: what it writes to a file itself says on a full disk how much, not why.
+        stream.write(values.reshape(-1).view(np.uint8).data)
 
 
 def atomic_save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:

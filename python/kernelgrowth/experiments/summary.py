@@ -183,7 +183,8 @@ def _probe_is_training_set(history: History, facts: Mapping[str, Any]) -> bool:
     if known is not None:
         return bool(known)
     # A run recorded without an experiment: full-batch training on the probe set has one loss on both.
-    return bool(np.allclose(history["loss"], history["train_loss"], rtol=1e-4, atol=0.0))
+    whole = history["loss_error"] == 0.0 if "loss_error" in history else np.full(len(history.steps), True)
+    return bool(np.allclose(history["loss"][whole], history["train_loss"][whole], rtol=1e-4, atol=0.0))
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any], predictions: Predictions | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +45,15 @@ class GradientFactors:
         The outputs f(x).
     blocks : dict of str to LayerFactors
         Layer name -> factors, in the order of the forward pass.
-    finite : bool
-        True where bounds on parameters and inputs show that every value is finite; False says nothing.
+    proof : callable, optional
+        Tells whether bounds on parameters and inputs show that every value is finite.
     """
 
     predictions: Any
     blocks: dict[str, LayerFactors]
-    finite: bool = False
+    proof: Callable[[], bool] = lambda: False
+
+    @functools.cached_property
+    def finite(self) -> bool:
+        """True where every value is known to be finite, which is found out when it is asked; False says nothing."""
+        return self.proof()

@@ -193,7 +193,7 @@ class Layered(ABC):
         self, params: Mapping[str, Any], x: Any, predictions: Any, blocks: dict[str, LayerFactors]
     ) -> GradientFactors:
         numbers = sum(block.activations.size + block.backprops.size for block in blocks.values())
-        return GradientFactors(predictions, blocks, finite=numbers > _FEW and self._cannot_overflow(params, x))
+        return GradientFactors(predictions, blocks, lambda: numbers > _FEW and self._cannot_overflow(params, x))
 
     def _cannot_overflow(self, params: Mapping[str, Any], x: Any) -> bool:
         """Whether bounds show that all values of a forward and a backward sweep from unit vectors are finite.

@@ -24,12 +24,11 @@ added: in float32 f is not below about a thousandth of ``||A||_F`` by the first,
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import numpy as np
 
+from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth._backend.eigen import KrylovPairs
-from kernelgrowth.spectra.operand import Operand
+from kernelgrowth.spectra.operand import Operand, random_block
 
 __all__ = ["draw_probes", "missed_bound"]
 
@@ -85,8 +84,6 @@ def _scaled(value: float, exponent: int) -> float:
         return float(np.ldexp(value, exponent))
 
 
-def draw_probes(operand: Operand, rng: Any) -> Any:
+def draw_probes(operand: Operand, rng: np.random.Generator) -> FloatArray | None:
     """Return normally distributed vectors where they are needed: where ``||A||_F`` is not known."""
-    if not math.isnan(operand.squared_norm):
-        return None
-    return rng.standard_normal((operand.n, _PROBES)).astype(operand.dtype)
+    return random_block(rng, operand, _PROBES) if math.isnan(operand.squared_norm) else None

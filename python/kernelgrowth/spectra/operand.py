@@ -12,7 +12,7 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray, as_array, to_numpy
 from kernelgrowth.spectra.symmetry import check_square, seen_symmetric
 
-__all__ = ["Operand", "as_operand"]
+__all__ = ["Operand", "as_operand", "random_block"]
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,9 @@ def _product(name: str, operator: Any, dtype: np.dtype[Any]) -> Callable[[FloatA
             return np.ascontiguousarray(result, dtype)
 
     return product
+
+
+def random_block(rng: np.random.Generator, operand: Operand, columns: int) -> FloatArray:
+    """Return normally distributed vectors (n, columns) in the operand's dtype."""
+    drawn: FloatArray = rng.standard_normal((operand.n, columns), dtype=operand.dtype.type)
+    return drawn

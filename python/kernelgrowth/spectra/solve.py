@@ -16,7 +16,7 @@ from kernelgrowth._backend.eigen import KrylovPairs, block_krylov
 from kernelgrowth._backend.errors import NotConvergedWarning, SolveInterrupted
 from kernelgrowth.spectra.dense import scaled_symmetric, top_eigenpairs
 from kernelgrowth.spectra.missed import draw_probes, missed_bound
-from kernelgrowth.spectra.operand import Operand, as_operand
+from kernelgrowth.spectra.operand import Operand, as_operand, random_block
 from kernelgrowth.spectra.result import EigenResult
 from kernelgrowth.spectra.symmetry import symmetry_tolerance
 
@@ -26,6 +26,8 @@ __all__ = ["default_width", "eigsh", "is_dense", "krylov_result", "raise_interru
 _DENSE_ROWS = 256
 # From this fraction of the spectrum on, an iteration saves nothing over a factorisation.
 _DENSE_FRACTION = 0.125
+# Products after which a random start may have become something.
+_COLD_PASSES = 3
 # Vectors beyond k in a block: they let the last wanted pairs converge about as fast as the first. Where more of them
 # cost little, up to 20 more take the place of passes (for k = 20 on whitened digits, 6 in place of 8).
 _EXTRA_COLUMNS, _MOST_CHEAP_COLUMNS = 8, 20
@@ -127,9 +129,9 @@ def default_width(operand: Operand, k: int) -> int:
     return min(operand.n, k + _EXTRA_COLUMNS + (min(k, _MOST_CHEAP_COLUMNS) if operand.wide else 0))
 
 
-def is_dense(operand: Operand, k: int) -> bool:
-    """Whether LAPACK on the stored matrix is the way to solve it."""
-    return operand.matrix is not None and (operand.n <= _DENSE_ROWS or k > _DENSE_FRACTION * operand.n)
+def is_dense(operand: Operand, k: int, rows: int = _DENSE_ROWS) -> bool:
+    """Whether LAPACK on the stored matrix is the way to solve it: up to so many rows, and for much of the spectrum."""
+    return operand.matrix is not None and (operand.n <= rows or k > _DENSE_FRACTION * operand.n)
 
 
 def solve_dense(operand: Operand, k: int, tol: float) -> EigenResult:
@@ -186,10 +188,12 @@ class _Solver:
         """Return the top pairs, and whether larger eigenvalues outside them have been ruled out."""
         k, width, n = self._k, self._width, self._operand.n
         start = self._random(width)
+        warm = v0 is not None
         if v0 is not None:
             start = np.concatenate([v0, start], axis=1)[:, : max(width, v0.shape[1] + min(width, _EXTRA_COLUMNS))]
         while True:
-            pairs = self._iterate(start[:, :n], k, probes=self._probes)
+            pairs = self._iterate(start[:, :n], k, 1 if warm else _COLD_PASSES, probes=self._probes)
+            warm = True
             if pairs.exhausted or pairs.interrupted or (v0 is None and width >= k):
                 return pairs, True
             if self._spent():
@@ -210,7 +214,7 @@ class _Solver:
                 return pairs, outside.accepted or outside.exhausted
             start = np.concatenate([pairs.vectors, outside.vectors], axis=1)
 
-    def _iterate(self, start: FloatArray, wanted: int, **options: Any) -> KrylovPairs:
+    def _iterate(self, start: FloatArray, wanted: int, first_check: int = 1, **options: Any) -> KrylovPairs:
         pairs = block_krylov(
             self._operand.product,
             np.ascontiguousarray(start, self._operand.dtype),
@@ -220,6 +224,7 @@ class _Solver:
             max_passes=max(1, self._max_passes - self.passes),
             time_limit=max(0.0, self._end - time.monotonic()),
             symmetry_tolerance=symmetry_tolerance(self._operand.dtype),
+            first_check=first_check,
             pass_flops=self._operand.pass_flops * self._width,
             seed=self._seed,
             **options,
@@ -228,8 +233,7 @@ class _Solver:
         return pairs
 
     def _random(self, columns: int) -> FloatArray:
-        drawn: FloatArray = self._rng.standard_normal((self._operand.n, columns)).astype(self._operand.dtype)
-        return drawn
+        return random_block(self._rng, self._operand, columns)
 
     def _spent(self) -> bool:
         return self.passes >= self._max_passes or time.monotonic() > self._end

@@ -16,13 +16,15 @@ from kernelgrowth._backend.checks import check_integer, check_number
 from kernelgrowth._backend.eigen import block_krylov
 from kernelgrowth._backend.errors import NotConvergedWarning
 from kernelgrowth.spectra.missed import draw_probes
-from kernelgrowth.spectra.operand import Operand, as_operand
+from kernelgrowth.spectra.operand import Operand, as_operand, random_block
 from kernelgrowth.spectra.result import EigenResult
 from kernelgrowth.spectra.solve import default_width, is_dense, krylov_result, raise_interruption, solve_dense
 from kernelgrowth.spectra.symmetry import symmetry_tolerance
 
 __all__ = ["EigenTracker", "TrackedEigenResult"]
 
+# Up to this many rows LAPACK is about as fast as an iteration to a moderate tolerance.
+_DENSE_ROWS = 64
 # Fresh random vectors beside those of the update before: what turned into view since is found through them.
 _FRESH = 8
 # Two eigenvectors continue each other where their squared cosine is above this: at most one can.
@@ -74,7 +76,7 @@ class EigenTracker:
 
     Notes
     -----
-    Kernels of up to 256 rows, and such of which k is more than an eighth of the spectrum, are solved by LAPACK if they
+    Kernels of up to 64 rows, and such of which k is more than an eighth of the spectrum, are solved by LAPACK if they
     are stored. Cost of an update otherwise: ``passes`` products with a block of the width that `eigsh` has.
     """
 
@@ -114,7 +116,7 @@ class EigenTracker:
         operand = as_operand("K", K)
         self._check_same_kind(operand)
         k = min(self.k, operand.n)
-        if is_dense(operand, k):
+        if is_dense(operand, k, _DENSE_ROWS):
             solved = solve_dense(operand, k, self.tol)
             block = to_numpy(solved.eigenvectors)
         else:
@@ -164,11 +166,13 @@ class EigenTracker:
         """Return the solution, and the vectors that the next one starts from."""
         rng = np.random.default_rng([self._seed, self._updates])
         width = default_width(operand, k)
-        before = np.empty((operand.n, 0)) if self._block is None else self._block[:, : max(k, width - _FRESH)]
-        start = np.concatenate([before, rng.standard_normal((operand.n, width - before.shape[1]))], axis=1)
+        start = random_block(rng, operand, width)
+        if self._block is not None:
+            known = self._block[:, : max(k, width - _FRESH)]
+            start[:, : known.shape[1]] = known
         pairs = block_krylov(
             operand.product,
-            start.astype(operand.dtype),
+            start,
             probes=draw_probes(operand, rng),
             wanted=max(k, width - _FRESH),
             required=k,

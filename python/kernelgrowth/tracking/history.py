@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth.diagnostics import SilentAlignment, silent_alignment
-from kernelgrowth.tracking.packing import packed_cosine, unpack_triangle
+from kernelgrowth.tracking.comparison import Reference, distance, in_common
+from kernelgrowth.tracking.packing import unpack_triangle
 from kernelgrowth.tracking.run_folder import RunFolder
+from kernelgrowth.tracking.sampling import Subsamples
 from kernelgrowth.tracking.series import Record
 from kernelgrowth.tracking.store import RunStore
 from kernelgrowth.tracking.targets import kernel_targets, target_matrix
@@ -21,14 +23,15 @@ from kernelgrowth.tracking.targets import kernel_targets, target_matrix
 __all__ = ["History", "load_run"]
 
 _DISTANCE = "distance_to_final"
+_COUNTS = frozenset({"step", "num_examples"})
 
 
 class History(Mapping[str, npt.NDArray[Any]]):
     """The series of a tracked run, T tracked steps, as a read-only mapping from names to arrays.
 
-    ``history["alignment"]`` is an array (T,), ``history["eigenvalues"]`` one (T, k); `step` is int64, all else float64.
-    Beside the recorded names there is ``"distance_to_final"``: 1 − cos(K_t, K_last) from the stored kernels, NaN at
-    steps whose kernel was not kept. Undefined values are NaN.
+    ``history["alignment"]`` is an array (T,), ``history["eigenvalues"]`` one (T, k); `step` and `num_examples` are
+    int64, all else float64. Beside the recorded names there is ``"distance_to_final"``: 1 − cos(K_t, K_last) from the
+    stored kernels, on the examples that both are on, NaN at steps whose kernel was not kept. Undefined values are NaN.
 
     The series are those recorded when the history was made; kernels are read when asked for. Made by
     `NTKTracker.history` and `load_run`.
@@ -67,7 +70,7 @@ class History(Mapping[str, npt.NDArray[Any]]):
             raise KeyError(f"{name}: no step is recorded yet")
         if name not in self._records[0]:
             raise KeyError(f"{name}: not recorded; there are {', '.join(self)}")
-        dtype = np.int64 if name == "step" else np.float64
+        dtype = np.int64 if name in _COUNTS else np.float64
         return np.array([record[name] for record in self._records], dtype=dtype)
 
     def __iter__(self) -> Iterator[str]:
@@ -105,6 +108,8 @@ class History(Mapping[str, npt.NDArray[Any]]):
     def kernel(self, step: int) -> FloatArray:
         """Return the probe kernel (n, n) at a tracked step, symmetric to the bit, in the dtype it was computed in.
 
+        It is on the examples that `examples` names, which with `max_overhead` may be some of the probe set only.
+
         Raises
         ------
         KeyError
@@ -114,6 +119,25 @@ class History(Mapping[str, npt.NDArray[Any]]):
         """
         return unpack_triangle(self._packed(step))
 
+    def examples(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the places in the probe set (m,) of the examples that the kernel of a tracked step is on, in order.
+
+        Raises
+        ------
+        KeyError
+            If the step was not tracked.
+        """
+        for record in self._records:
+            if record["step"] == step:
+                return self._subsamples().examples(self._size(record))
+        raise KeyError(f"step {step} was not tracked; steps lists those that were")
+
+    def _subsamples(self) -> Subsamples:
+        return Subsamples(int(self._info.get("num_examples", 0)), self._store.load_arrays("probe").get("sample_order"))
+
+    def _size(self, record: Record) -> int:
+        return int(record.get("num_examples", self._info.get("num_examples", 0)))
+
     def _packed(self, step: int) -> FloatArray:
         if step in self.kernel_steps:
             with contextlib.suppress(KeyError):
@@ -122,22 +146,20 @@ class History(Mapping[str, npt.NDArray[Any]]):
 
     def _distance_to_final(self) -> FloatArray:
         if self._distance is None:
-            distance: FloatArray = np.full(len(self._records), np.nan)
-            position = {record["step"]: i for i, record in enumerate(self._records)}
-            steps = self.kernel_steps
-            final: FloatArray = np.empty(0)
-            # A run still being written may drop any kernel, the newest one too.
-            while steps:
-                try:
-                    final = self._store.load_kernel(steps[-1])
-                    break
-                except KeyError:
-                    steps.pop()
-            for step in steps:
-                # A run still being written may drop a kernel at any moment.
+            distances: FloatArray = np.full(len(self._records), np.nan)
+            subsamples = self._subsamples()
+            # The last kernel, and by size what of it is on a subsample.
+            final: dict[int, Reference] = {}
+            for i in reversed(range(len(self._records))):
+                step, size = self._records[i]["step"], self._size(self._records[i])
+                # A run still being written may drop a kernel at any moment, the newest one too.
                 with contextlib.suppress(KeyError):
-                    distance[position[step]] = 1.0 - packed_cosine(self._store.load_kernel(step), final)
-            self._distance = distance
+                    kernel = Reference(step, size, self._store.load_kernel(step))
+                    last = final.setdefault(max(final, default=size), kernel)
+                    kernel, there = in_common(kernel, final.get(size, last), subsamples)
+                    final[there.size] = there
+                    distances[i] = distance(kernel, there, subsamples)
+            self._distance = distances
         return self._distance.copy()
 
     @property

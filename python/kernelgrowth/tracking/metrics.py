@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray, to_numpy
 from kernelgrowth._backend.native import KernelStatistics, kernel_statistics
-from kernelgrowth.diagnostics import eigenvector_alignment, kernel_target_alignment, subspace_overlap
+from kernelgrowth.diagnostics import eigenvector_alignment, kernel_target_alignment
 from kernelgrowth.gradients import GradientFeatures
 from kernelgrowth.kernels import NTKOperator
-from kernelgrowth.spectra import eigsh
-from kernelgrowth.tracking.packing import pack_triangle, packed_cosine
+from kernelgrowth.tracking.comparison import Reference, distance, in_common, overlap
+from kernelgrowth.tracking.layers import LayerKernels
+from kernelgrowth.tracking.packing import pack_triangle
+from kernelgrowth.tracking.sampling import Subsamples, estimate_kernel
+from kernelgrowth.tracking.spectrum import Eigenpairs, effective_rank_bound, top_eigenpairs
 from kernelgrowth.tracking.targets import kernel_targets
 
-__all__ = ["METRICS", "Measurement", "Reference", "check_metrics", "cross_kernel", "effective_rank_bound", "measure"]
+__all__ = ["ESTIMATED", "METRICS", "Measurement", "check_metrics", "cross_kernel", "measure"]
 
 METRICS = (
     "kernel_norm",
@@ -35,27 +37,19 @@ METRICS = (
 )
 """What `metrics` may name; step, time, loss, train_loss and seconds are always recorded."""
 
+ESTIMATED = ("kernel_norm", "trace", "alignment", "alignment_centered")
+"""Those that a subsample gives with a standard error, ``<name>_error``."""
+
+# Of their squares, what is left of constant targets once their mean is gone.
+_ROUNDING = 1e-12
 _SPECTRAL = frozenset({"eigenvalues", "eigenvector_alignment", "effective_rank", "subspace_overlap"})
-# Eigenvalues move by at most the residual, so the top of the spectrum is good to six digits of the largest.
-_EIGEN_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A tracked step that a later one is compared with: its packed kernel and its top eigenvectors (n, k)."""
+class Measurement(NamedTuple):
+    """One measured step: the values to record by name, and what later steps are compared with."""
 
-    step: int
-    kernel: FloatArray
-    vectors: FloatArray | None = None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One measured step: the values to record by name, and the packed kernel and eigenvectors they came from."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    kernel: FloatArray = field(default_factory=lambda: np.empty(0))
-    vectors: FloatArray | None = None
+    values: dict[str, Any]
+    reference: Reference
 
 
 def check_metrics(metrics: Any) -> tuple[str, ...]:
@@ -80,46 +74,58 @@ def measure(
     names: Collection[str],
     top_k: int,
     outputs: str,
-    previous: Reference | None,
-    first: Reference | None,
+    step: int = 0,
+    previous: Reference | None = None,
+    first: Reference | None = None,
+    layers: LayerKernels | None = None,
+    subsamples: Subsamples | None = None,
 ) -> Measurement:
     """Measure the kernel of `features`.
 
     Parameters
     ----------
     features : GradientFeatures
-        Gradients on the probe set, N examples and C outputs.
-    targets : ndarray (N, C)
-        Targets, float64.
+        Gradients on the probe set or a subsample of it, m examples and C outputs.
+    targets : ndarray (m, C)
+        Their targets, float64.
     names : collection of str
         Members of `METRICS`; what none of them needs is not computed.
     top_k : int
         Eigenpairs wanted, cut to n.
     outputs : str
         How the outputs enter the kernel: "full", "trace", "mean_trace" or "sum_logits".
-    previous, first : Reference or None
+    step : int
+        That of the reference returned.
+    previous, first : Reference, optional
         The tracked step before and the first one; None at the first one itself.
+    layers : LayerKernels, optional
+        What is remembered of these examples.
+    subsamples : Subsamples, optional
+        Of the probe set, which `features` are on all of unless given.
 
     Returns
     -------
     Measurement
-        Undefined values (an alignment with a zero kernel, a velocity at the first step) are NaN.
+        Undefined values (an alignment with a zero kernel, a velocity at the first step) are NaN. Where there are
+        subsamples, standard errors are among the values.
     """
+    subsamples = Subsamples(len(targets), None) if subsamples is None else subsamples
+    size, columns = len(targets), kernel_targets(targets, outputs)
     # A kernel on its way to infinity is recorded as far as it has numbers; the trainer says when the loss has none.
-    operator = NTKOperator(features, outputs=outputs, check_finite=False)
-    columns = kernel_targets(targets, outputs)
     if "layers" in names:
-        kernel, layers = _kernel_of_layers(operator, columns)
+        layers = LayerKernels(None, outputs) if layers is None else layers
+        kernel, by_layer = _sum_of_layers(layers.of(features), targets, columns, subsamples)
     else:
-        kernel, layers = to_numpy(operator.gram()), {}
-    packed = pack_triangle(kernel)
-    values, vectors = _values_of_kernel(kernel, targets, columns, names, top_k, previous)
-    if "velocity" in names:
-        values["velocity"] = math.nan if previous is None else 1.0 - packed_cosine(packed, previous.kernel)
-    if "rotation" in names:
-        values["rotation"] = 1.0 - packed_cosine(packed, packed if first is None else first.kernel)
-    recorded = {name: values[name] for name in METRICS if name in names and name in values}
-    return Measurement(recorded | layers, packed, vectors)
+        kernel, by_layer = to_numpy(NTKOperator(features, outputs=outputs, check_finite=False).gram()), {}
+    values, pairs = _values_of_kernel(kernel, targets, columns, names, top_k, previous)
+    if subsamples.order is not None:
+        values |= _estimates(values, kernel, targets, columns, subsamples.num_examples)
+    vectors = pairs.vectors if pairs is not None and "subspace_overlap" in names else None
+    now = Reference(step, size, pack_triangle(kernel), vectors, {} if pairs is None else pairs.solver)
+    values |= _changes(now, previous, now if first is None else first, names, subsamples, top_k)
+    wanted = [*METRICS, *(f"{name}_error" for name in ESTIMATED)]
+    recorded = {name: values[name] for name in wanted if name.removesuffix("_error") in names and name in values}
+    return Measurement(recorded | by_layer, now)
 
 
 def cross_kernel(test_features: GradientFeatures, features: GradientFeatures, outputs: str) -> FloatArray:
@@ -127,24 +133,74 @@ def cross_kernel(test_features: GradientFeatures, features: GradientFeatures, ou
     return to_numpy(NTKOperator(test_features, features, outputs=outputs, check_finite=False).gram())
 
 
-def _kernel_of_layers(operator: NTKOperator, columns: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
+def _sum_of_layers(
+    layers: Iterable[tuple[str, FloatArray]], targets: FloatArray, columns: FloatArray, subsamples: Subsamples
+) -> tuple[FloatArray, dict[str, Any]]:
     """Return the whole kernel as the sum over its layers, and each layer's norm and alignment."""
     total: FloatArray | None = None
     values: dict[str, Any] = {}
-    layers = operator.per_layer()
-    for name in list(layers):
-        # Taken out of the dict, so that its kernel is freed before the next one is computed.
-        kernel = to_numpy(layers.pop(name).gram())
-        statistics = kernel_statistics(kernel, targets=columns)
-        norm = _norm(kernel, statistics)
-        values[f"layers/{name}/norm"] = norm
-        values[f"layers/{name}/alignment"] = _alignment(kernel, statistics, norm, columns)
-        if total is None:
-            total = np.array(kernel)
+    for name, kernel in layers:
+        if len(targets) < subsamples.num_examples:
+            estimate = estimate_kernel(kernel, targets, columns, subsamples.num_examples)
+            norm, alignment = estimate.norm, estimate.alignment
         else:
-            total += kernel
+            statistics = kernel_statistics(kernel, targets=columns)
+            norm = _norm(kernel, statistics)
+            alignment = _alignment(kernel, statistics, norm, columns)
+        values[f"layers/{name}/norm"], values[f"layers/{name}/alignment"] = norm, alignment
+        if total is None:
+            total = kernel
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                total += kernel
     assert total is not None
     return total, values
+
+
+def _estimates(
+    values: dict[str, Any], kernel: FloatArray, targets: FloatArray, columns: FloatArray, num_examples: int
+) -> dict[str, Any]:
+    """Return what the values of a subsample's kernel say of that on the whole probe set, and standard errors."""
+    if len(targets) == num_examples:
+        return {f"{name}_error": 0.0 for name in ESTIMATED}
+    plain = estimate_kernel(kernel, targets, columns, num_examples)
+    deviations = targets - targets.mean(axis=0)
+    if np.sum(deviations**2) <= _ROUNDING * np.sum(targets**2):
+        deviations[:] = 0.0
+    centered = estimate_kernel(kernel, deviations, deviations.reshape(columns.shape), num_examples, centered=True)
+    estimates: dict[str, Any] = {
+        "kernel_norm": plain.norm,
+        "kernel_norm_error": plain.norm_error,
+        "trace": plain.trace,
+        "trace_error": plain.trace_error,
+        "alignment": plain.alignment,
+        "alignment_error": plain.alignment_error,
+        "alignment_centered": centered.alignment,
+        "alignment_centered_error": centered.alignment_error,
+    }
+    if "eigenvalues" in values:
+        estimates["eigenvalues"] = [value * num_examples / len(targets) for value in values["eigenvalues"]]
+    return estimates
+
+
+def _changes(
+    now: Reference,
+    previous: Reference | None,
+    first: Reference,
+    names: Collection[str],
+    subsamples: Subsamples,
+    top_k: int,
+) -> dict[str, float]:
+    """Return how the kernel differs from the earlier ones, on the examples that both are on."""
+    values = {"velocity": math.nan, "subspace_overlap": math.nan}
+    if previous is not None and not {"velocity", "subspace_overlap"}.isdisjoint(names):
+        pair = in_common(now, previous, subsamples, top_k)
+        values["subspace_overlap"] = overlap(*pair)
+        if "velocity" in names:
+            values["velocity"] = distance(*pair, subsamples)
+    if "rotation" in names:
+        values["rotation"] = distance(*in_common(now, first, subsamples, top_k), subsamples)
+    return values
 
 
 def _values_of_kernel(
@@ -154,8 +210,8 @@ def _values_of_kernel(
     names: Collection[str],
     top_k: int,
     previous: Reference | None,
-) -> tuple[dict[str, Any], FloatArray | None]:
-    """Return what one pass over the kernel and its spectrum tell, and the eigenvectors."""
+) -> tuple[dict[str, Any], Eigenpairs | None]:
+    """Return what one pass over the kernel and its spectrum tell, and the eigenpairs."""
     centered = kernel_targets(targets - targets.mean(axis=0), "full" if len(kernel) != len(targets) else "trace")
     statistics = kernel_statistics(kernel, targets=np.concatenate([columns, centered], axis=1))
     norm = _norm(kernel, statistics)
@@ -170,17 +226,12 @@ def _values_of_kernel(
         return values, None
     if not 0.0 < norm < math.inf:
         return values | _no_spectrum(min(top_k, len(kernel)), 0.0 if norm == 0.0 else math.nan), None
-    before = None if previous is None else previous.vectors
-    # Not started from the vectors before: the search for left-out eigenvalues that must follow costs more passes than
-    # that saves (16 against 9 at n = 1200, k = 20), and the values would depend on the steps tracked before.
-    result = eigsh(kernel, min(top_k, len(kernel)), tol=_EIGEN_TOLERANCE)
-    eigenvalues = to_numpy(result.eigenvalues).astype(np.float64)
-    vectors = to_numpy(result.eigenvectors)
-    values["eigenvalues"] = eigenvalues.tolist()
-    values["eigenvector_alignment"] = eigenvector_alignment(vectors, targets).tolist()
-    values["effective_rank"] = effective_rank_bound(eigenvalues, len(kernel), values["trace"], norm)
-    values["subspace_overlap"] = math.nan if before is None else float(subspace_overlap(before, vectors))
-    return values, vectors
+    solver = previous.solver if previous is not None and previous.size == len(targets) else {}
+    pairs = top_eigenpairs(kernel, top_k, solver)
+    values["eigenvalues"] = pairs.values.tolist()
+    values["eigenvector_alignment"] = eigenvector_alignment(pairs.vectors, targets).tolist()
+    values["effective_rank"] = effective_rank_bound(pairs.values, len(kernel), values["trace"], norm)
+    return values, pairs
 
 
 def _no_spectrum(k: int, eigenvalue: float) -> dict[str, Any]:
@@ -189,7 +240,6 @@ def _no_spectrum(k: int, eigenvalue: float) -> dict[str, Any]:
         "eigenvalues": [eigenvalue] * k,
         "eigenvector_alignment": undefined,
         "effective_rank": math.nan,
-        "subspace_overlap": math.nan,
     }
 
 
@@ -228,7 +278,7 @@ def _centered_alignment(
     squared_norm = statistics.squared_norm - 2.0 / n * float(rows @ rows) + (float(rows.sum()) / n) ** 2
     weight = float(np.sum(centered**2))
     # Where centring leaves little, the difference of sums has too few digits left; that path centres entry by entry.
-    if squared_norm <= 1e-6 * statistics.squared_norm or weight <= 1e-12 * float(np.sum(targets**2)):
+    if squared_norm <= 1e-6 * statistics.squared_norm or weight <= _ROUNDING * float(np.sum(targets**2)):
         return kernel_target_alignment(kernel, targets, centered=True)
     forms = statistics.quadratic_forms[-centered.shape[1] :]
     return _clipped(float(np.sum(forms)) / weight / math.sqrt(squared_norm))
@@ -236,45 +286,3 @@ def _centered_alignment(
 
 def _clipped(cosine: float) -> float:
     return min(1.0, max(-1.0, cosine))
-
-
-def effective_rank_bound(eigenvalues: FloatArray, n: int, trace: float, norm: float) -> float:
-    """Entropy effective rank exp(−Σ p log p), p = λ / Σλ, of a positive semi-definite kernel known by its top.
-
-    What the top eigenvalues leave of the trace and of ‖K‖_F² is spread over as many equal eigenvalues as carry both.
-    These two fix the rest's entropy of order 2, which is never above its entropy, so the value is a lower bound. It is
-    exact where all eigenvalues are given, and where the others are equal or zero.
-
-    Parameters
-    ----------
-    eigenvalues : ndarray (k,)
-        Top eigenvalues, descending; negative ones (rounding) count as zero.
-    n : int
-        Order of the kernel.
-    trace, norm : float
-        Its trace and Frobenius norm.
-
-    Returns
-    -------
-    float
-        Between 1 and n; NaN where the trace is not positive and finite.
-    """
-    if not (0.0 < trace < math.inf and 0.0 < norm < math.inf):
-        return math.nan
-    top = np.maximum(np.asarray(eigenvalues, dtype=np.float64), 0.0) / trace
-    missing = n - len(top)
-    rest = 1.0 - float(top.sum()) if missing else 0.0
-    # Eigenvalues are known to the solver's tolerance only; a rest below it is none.
-    rest = rest if rest > _EIGEN_TOLERANCE * float(top.max()) else 0.0
-    total = float(top.sum()) + rest
-    positive = top[top > 0.0] / total
-    entropy = -float(np.sum(positive * np.log(positive)))
-    if rest > 0.0:
-        rest_squared = (norm / trace) ** 2 - float(np.sum(top**2))
-        # None of the others exceeds the smallest one given, so there are at least this many.
-        fewest = min(float(missing), max(1.0, rest / float(top[-1]) if top[-1] > 0.0 else 1.0))
-        count = rest**2 / rest_squared if rest_squared > 0.0 else float(missing)
-        count = min(float(missing), max(fewest, count))
-        share = rest / total
-        entropy += share * (math.log(count) - math.log(share))
-    return math.exp(entropy)

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth._backend.native import kernel_statistics
@@ -72,12 +73,14 @@ def unpack_triangle(packed: FloatArray) -> FloatArray:
     return kernel
 
 
-def packed_products(a: FloatArray, b: FloatArray) -> PackedProducts:
-    """Return the Frobenius products of two packed kernels of one size and dtype, summed in float64."""
+def packed_products(a: FloatArray, b: FloatArray, *, rows_each: int = 1, pair_weight: float = 1.0) -> PackedProducts:
+    """Return the Frobenius products of two packed kernels of one size and dtype, summed in float64.
+
+    Entries of two different examples, of `rows_each` rows each, count `pair_weight` times.
+    """
     n = matrix_size(len(a))
     rows = np.arange(n)
-    diagonal = rows * n - rows * (rows - 1) // 2
-    a_diagonal, b_diagonal = a[diagonal].astype(np.float64), b[diagonal].astype(np.float64)
+    starts = rows * n - rows * (rows - 1) // 2
     # Cut into rows, since the statistics are threaded over rows; what is left is a short row of its own.
     whole = len(a) // _ROW * _ROW
     parts = [kernel_statistics(u[None, :], other=v[None, :]) for u, v in [(a[whole:], b[whole:])] if len(u)]
@@ -85,24 +88,43 @@ def packed_products(a: FloatArray, b: FloatArray) -> PackedProducts:
         parts.append(kernel_statistics(a[:whole].reshape(-1, _ROW), other=b[:whole].reshape(-1, _ROW)))
     # Every entry off the diagonal stands for two of the full matrix. What overflows is the caller's to notice.
     with np.errstate(over="ignore", invalid="ignore"):
-        return PackedProducts(
-            2.0 * sum(part.inner_product for part in parts) - float(a_diagonal @ b_diagonal),
-            2.0 * sum(part.squared_norm for part in parts) - float(a_diagonal @ a_diagonal),
-            2.0 * sum(part.other_squared_norm for part in parts) - float(b_diagonal @ b_diagonal),
-        )
+        sums = np.array([[p.inner_product, p.squared_norm, p.other_squared_norm] for p in parts]).sum(axis=0)
+        diagonal = _products(a, b, starts)
+        products = 2.0 * sums - diagonal
+        if pair_weight != 1.0:
+            own = diagonal.copy()
+            for shift in range(1, rows_each):
+                within = starts[rows % rows_each < rows_each - shift] + shift
+                own += 2.0 * _products(a, b, within)
+            products = pair_weight * (products - own) + own
+    return PackedProducts(*products.tolist())
 
 
-def packed_cosine(a: FloatArray, b: FloatArray) -> float:
-    """Cosine ⟨A, B⟩ / (‖A‖ ‖B‖) of two packed kernels; exactly 1 for A = B, NaN if one is zero or not finite."""
-    products = packed_products(a, b)
+def _products(a: FloatArray, b: FloatArray, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    u, v = a[places].astype(np.float64), b[places].astype(np.float64)
+    return np.array([u @ v, u @ u, v @ v])
+
+
+def packed_cosine(a: FloatArray, b: FloatArray, *, rows_each: int = 1, pair_weight: float = 1.0) -> float:
+    """Cosine ⟨A, B⟩ / (‖A‖ ‖B‖) of two packed kernels; exactly 1 for A = B, NaN if one is zero or not finite.
+
+    `rows_each` and `pair_weight` are those of `packed_products`.
+    """
+
+    def products_of(a: FloatArray, b: FloatArray) -> PackedProducts:
+        return packed_products(a, b, rows_each=rows_each, pair_weight=pair_weight)
+
+    products = products_of(a, b)
     if not (_in_range(products.squared_norm) and _in_range(products.other_squared_norm)):
         scaled = _scaled(a), _scaled(b)
         if scaled[0] is None or scaled[1] is None:
             return math.nan
-        products = packed_products(scaled[0], scaled[1])
+        products = products_of(scaled[0], scaled[1])
     inner, squared_norm, other_squared_norm = products
-    # In this form equal kernels give exactly 1.
     cosine = (inner / squared_norm) * math.sqrt(squared_norm / other_squared_norm)
+    # The sums that ⟨A, A⟩ and ‖A‖² are may differ in their last bits.
+    if cosine > 1.0 - 1e-14 and np.array_equal(a, b):
+        return 1.0
     return min(1.0, max(-1.0, cosine))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernelgrowth._backend.errors import RunFolderError
-from kernelgrowth.tracking.metrics import Reference
+from kernelgrowth.tracking.comparison import Reference
 from kernelgrowth.tracking.run_folder import RunFolder
 from kernelgrowth.tracking.settings import check_same_run
 from kernelgrowth.tracking.store import MemoryStore, RunStore
@@ -28,24 +28,29 @@ class TrackerState:
         All tracked steps.
     references : list of Reference
         The newest one or two of them, ascending.
-    seconds : float
-        What tracking has cost.
+    overhead : dict
+        What tracking has cost, as `Overhead` tells it.
+    training_seconds : float
+        What training has taken.
     memory : dict or None
         Everything recorded, if the run is in memory.
     """
 
     steps: list[int] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
-    seconds: float = 0.0
+    overhead: dict[str, Any] = field(default_factory=dict)
+    training_seconds: float = 0.0
     memory: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as a flat dict of arrays and JSON values."""
-        state: dict[str, Any] = {"steps": self.steps, "seconds": self.seconds}
+        state: dict[str, Any] = {
+            "steps": self.steps,
+            "overhead": self.overhead,
+            "training_seconds": self.training_seconds,
+        }
         for reference in self.references:
-            state[f"reference/{reference.step}/kernel"] = reference.kernel
-            if reference.vectors is not None:
-                state[f"reference/{reference.step}/vectors"] = reference.vectors
+            state |= {f"reference/{reference.step}/{name}": value for name, value in _parts(reference).items()}
         if self.memory is not None:
             state |= {f"memory/{key}": value for key, value in self.memory.items()}
         return state
@@ -53,23 +58,35 @@ class TrackerState:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], step: int) -> TrackerState:
         """Return the state that `to_dict` made, without what it holds of `step` and later ones."""
-        arrays: dict[int, dict[str, Any]] = {}
+        parts: dict[int, dict[str, Any]] = {}
         memory: dict[str, Any] = {}
         for key, value in state.items():
             kind, _, name = key.partition("/")
             if kind == "reference":
                 at, _, part = name.partition("/")
-                arrays.setdefault(int(at), {})[part] = np.asarray(value)
+                parts.setdefault(int(at), {})[part] = value
             elif kind == "memory":
                 memory[name] = value
         return cls(
             steps=[int(at) for at in state["steps"] if int(at) < step],
-            references=[
-                Reference(at, arrays[at]["kernel"], arrays[at].get("vectors")) for at in sorted(arrays) if at < step
-            ],
-            seconds=float(state["seconds"]),
+            references=[_reference(at, parts[at]) for at in sorted(parts) if at < step],
+            overhead=dict(state["overhead"]),
+            training_seconds=float(state["training_seconds"]),
             memory=memory or None,
         )
+
+
+def _parts(reference: Reference) -> dict[str, Any]:
+    parts = {"size": reference.size, "kernel": reference.kernel}
+    if reference.vectors is not None:
+        parts["vectors"] = reference.vectors
+    return parts | {f"solver/{name}": value for name, value in reference.solver.items()}
+
+
+def _reference(step: int, parts: Mapping[str, Any]) -> Reference:
+    solver = {name.removeprefix("solver/"): value for name, value in parts.items() if name.startswith("solver/")}
+    vectors = np.asarray(parts["vectors"]) if "vectors" in parts else None
+    return Reference(step, int(parts["size"]), np.asarray(parts["kernel"]), vectors, solver)
 
 
 def open_store(
@@ -131,5 +148,5 @@ def _open_memory(info: dict[str, Any], restored: TrackerState | None, steps: lis
             raise ValueError(f"out must be the run folder of the checkpoint's {len(steps)} tracked steps, got None")
         store.load_state_dict(restored.memory)
         store.truncate(step)
-    store.write_info(info)
+    store.write_info(store.read_info() | info)
     return store

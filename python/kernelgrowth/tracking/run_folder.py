@@ -4,13 +4,15 @@
 ``run.json``      format and its version, status, configuration, shapes; its presence makes the folder a run folder
 ``series.jsonl``  one JSON object per tracked step, appended; a step counts as tracked once its line is complete
 ``kernels/``      ``<step>.npy``: upper triangle of the kernel, row after row, in the kernel's dtype
-``probe.npz``     the targets of the probe set
+``probe.npz``     the targets of the probe set, and the order in which subsamples of it are drawn
 ``first.npz``     step, predictions on the probe set and, with a test set, predictions on it and K(test, probe)
 ``last.npz``      the same for the last tracked step, written when the run ends
 ================  =====================================================================================================
 
 Every file but ``series.jsonl`` is replaced as a whole and never half-written. A series may end in a line cut short,
 which readers leave out; a kernel without its line in the series was never recorded. One process at a time writes.
+Kernels and series are forced to the disk when a checkpoint is taken and when the run ends: a power cut, unlike the end
+of a process, may damage what came after the last checkpoint, from which a resumed run starts.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class RunFolder:
         self._series_path = self.path / "series.jsonl"
         self._kernel_folder = self.path / "kernels"
         self._release: weakref.finalize[..., RunFolder] | None = None
+        # Steps whose kernel the operating system has, but perhaps not yet the disk.
+        self._unsynced: set[int] = set()
 
     def holds_run(self) -> bool:
         """Whether the folder holds a run; False if a run may be started there.
@@ -191,7 +195,13 @@ class RunFolder:
                 raise
 
     def sync(self) -> None:
-        """Return when the appended records are on the disk and not only with the operating system."""
+        """Return when kernels and records are on the disk and not only with the operating system."""
+        for step in sorted(self._unsynced):
+            path = self._kernel_path(step)
+            # One that somebody has removed needs no disk.
+            with _explained(path, "write"), contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+        self._unsynced.clear()
         with _explained(self._series_path, "write"), open(self._series_path, "ab") as stream:
             os.fsync(stream.fileno())
 
@@ -207,10 +217,11 @@ class RunFolder:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def save_kernel(self, step: int, packed: FloatArray) -> None:
-        """Store the packed kernel of one step."""
+        """Store the packed kernel of one step; only `sync` waits for the disk, which takes longer than many a step."""
         path = self._kernel_path(step)
         with _explained(path, "write"):
-            atomic_save_array(path, packed)
+            atomic_save_array(path, packed, durable=False)
+        self._unsynced.add(step)
 
     def load_kernel(self, step: int) -> FloatArray:
         """Return the packed kernel of one step; `KeyError` if there is none."""
@@ -231,6 +242,7 @@ class RunFolder:
         path = self._kernel_path(step)
         with _explained(path, "remove"):
             path.unlink(missing_ok=True)
+        self._unsynced.discard(step)
 
     def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Store named arrays as ``<name>.npz``."""

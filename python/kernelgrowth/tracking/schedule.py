@@ -11,7 +11,7 @@ from typing import Any
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth.tracking.packing import packed_size
 
-__all__ = ["check_every", "is_due", "kernel_capacity", "kernel_stride", "retained"]
+__all__ = ["check_every", "count_due", "is_due", "kernel_capacity", "kernel_stride", "retained"]
 
 
 def check_every(every: Any) -> int | tuple[int, ...]:
@@ -33,6 +33,13 @@ def is_due(every: int | Sequence[int], step: int) -> bool:
         return step % every == 0
     position = bisect.bisect_left(every, step)
     return position < len(every) and every[position] == step
+
+
+def count_due(every: int | Sequence[int], last: int) -> int:
+    """How many steps the schedule names between step 0 and step `last`."""
+    if isinstance(every, int):
+        return max(0, last - 1) // every
+    return max(0, bisect.bisect_left(every, last) - bisect.bisect_left(every, 1))
 
 
 def kernel_capacity(budget: int, n: int, itemsize: int) -> int:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import as_array, float_dtype, to_numpy
+from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype, to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth.tracking.metrics import check_metrics
@@ -77,6 +78,11 @@ class Probe:
             raise ValueError(f"x_test must have examples of shape {x.shape[1:]} like x_probe, got {test.shape[1:]}")
         return cls(x, y, test)
 
+    def part(self, examples: npt.NDArray[np.int64]) -> Probe:
+        """Return these examples, without those held out."""
+        x, y = (array[array_namespace(array).asarray(examples)] for array in (self.x, self.y))
+        return Probe(x, y, None)
+
     def fingerprint(self) -> str:
         """SHA-256 of shapes, dtypes and values: equal for equal probe sets only."""
         digest = hashlib.sha256()
@@ -96,7 +102,8 @@ def _inputs(name: str, x: Any) -> Any:
         raise ValueError(f"{name} must be examples (N, ...) with at least 2 dimensions, got shape {array.shape}")
     if 0 in array.shape:
         raise ValueError(f"{name} must hold at least one example with at least one value, got shape {array.shape}")
-    return array
+    # Once, instead of in every forward sweep.
+    return array_namespace(array).ascontiguousarray(array)
 
 
 def describe_run(settings: Settings, probe: Probe, training: Any = None) -> dict[str, Any]:

@@ -123,8 +123,11 @@ class MemoryStore:
         """Nothing here outlives the process."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything recorded as a flat dict of arrays and strings."""
-        state: dict[str, Any] = {"series": "".join(encode_record(record) for record in self._records)}
+        """Return everything recorded as a flat dict of arrays and JSON values."""
+        state: dict[str, Any] = {
+            "info": self._info,
+            "series": "".join(encode_record(record) for record in self._records),
+        }
         state |= {f"kernel/{step}": kernel for step, kernel in self._kernels.items()}
         for name, arrays in self._arrays.items():
             state |= {f"arrays/{name}/{key}": np.asarray(value) for key, value in arrays.items()}
@@ -132,6 +135,7 @@ class MemoryStore:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything recorded by what `state_dict` returned."""
+        self._info = dict(state["info"])
         self._records, _ = decode_lines(str(state["series"]).encode())
         self._kernels, self._arrays = {}, {}
         for key, value in state.items():

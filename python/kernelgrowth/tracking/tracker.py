@@ -5,33 +5,34 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from kernelgrowth._backend.arrays import array_namespace, to_numpy
+from kernelgrowth._backend.arrays import to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import RunFolderError
-from kernelgrowth.gradients import GradientFeatures, from_net
+from kernelgrowth.gradients import from_net
+from kernelgrowth.tracking.comparison import Reference
 from kernelgrowth.tracking.history import History
-from kernelgrowth.tracking.metrics import Measurement, Reference, cross_kernel, measure
-from kernelgrowth.tracking.packing import matrix_size
+from kernelgrowth.tracking.meter import LossFunction, ProbeMeter
+from kernelgrowth.tracking.overhead import Overhead
+from kernelgrowth.tracking.recorder import Recorder
 from kernelgrowth.tracking.resume import TrackerState, open_store
-from kernelgrowth.tracking.schedule import is_due, kernel_capacity, retained
+from kernelgrowth.tracking.sampling import Subsamples
+from kernelgrowth.tracking.schedule import count_due, is_due
 from kernelgrowth.tracking.series import Record
 from kernelgrowth.tracking.settings import Probe, Settings, describe_run
 from kernelgrowth.tracking.store import MemoryStore, RunStore
-from kernelgrowth.tracking.targets import holds_labels, target_matrix
 
 __all__ = ["NTKTracker", "TrackedTraining"]
 
-LossFunction = Callable[[Any, Any], float]
-
 
 class TrackedTraining(Protocol):
-    """What the tracker reads of a trainer's state at a step; `kernelgrowth.training.TrainingState` is one."""
+    """What the tracker reads of a trainer's state at a step; `kernelgrowth.training.TrainingState` is one.
+
+    Also `steps`, how many there will be, where a state has it.
+    """
 
     net: Any
     params: Any
@@ -60,7 +61,9 @@ class NTKTracker:
     a lower bound that is exact for a flat rest of the spectrum), ``velocity`` and ``rotation`` (1 − cosine to the
     tracked step before, and to the first), ``subspace_overlap`` (of the top eigenvectors with those before),
     ``layers/<name>/norm`` and ``layers/<name>/alignment``, and ``seconds`` (what tracking the step cost). Undefined
-    values, such as the first velocity or the alignment of a zero kernel, are NaN.
+    values, such as the first velocity or the alignment of a zero kernel, are NaN. With `max_overhead` also
+    ``num_examples`` (m, those measured) and the standard errors ``loss_error``, ``kernel_norm_error``, ``trace_error``,
+    ``alignment_error`` and ``alignment_centered_error``, which are 0 where m = N.
 
     Parameters
     ----------
@@ -83,8 +86,9 @@ class NTKTracker:
         Run folder to record to, new or empty; None keeps the run in memory. With a folder, whatever was recorded
         before a process is killed is read by `load_run`, and checkpoints of the trainer stay small.
     max_overhead : float, optional
-        Skip a due step, never the first or the last, while tracking has cost more than this fraction of the training
-        time so far. Which steps are tracked then depends on the machine.
+        Keep the cost of tracking within this fraction of the training time, by skipping due steps and, where fewer than
+        eight would be left between the first and the last, by measuring them on a subsample (see Notes). Which steps
+        are tracked then depends on the machine. The first and the last are tracked whatever they cost.
     outputs : {"full", "trace", "mean_trace", "sum_logits"}
         How C > 1 outputs enter the kernel: n = N·C rows ``n*C + c`` for "full", n = N otherwise.
     kernel_budget : int
@@ -102,8 +106,24 @@ class NTKTracker:
     Notes
     -----
     Cost of a tracked step: forward and backward on N examples, one Gram matrix per layer (n² entries each), a pass over
-    each of these, three over the whole kernel, and its top eigenpairs. Memory: two kernels while measuring, and three
-    packed ones in between.
+    each of these, three over the whole kernel, and its top eigenpairs. These are exact up to n = 256; beyond, residuals
+    are at most 3e-4 of the largest eigenvalue, and they are started from those of the step before. Memory: two kernels
+    while measuring, three packed ones in between, and n² more numbers where x_probe is the input of a dense layer.
+
+    With `max_overhead` a step is expected to cost 25 % more than the dearest of the last three. What the first and the
+    last cost is set aside, the rest of the fraction is spent evenly over the expected training time, and the number m
+    of examples is halved as often as it takes to afford eight steps in between (or all that are due, if fewer), but not
+    below 64 or 2 `top_k`. A fraction of 0.05 is kept within 0.06 while no step costs 50 % more than the dearest of
+    three before it. In a loop of your own, training is the time between calls of `update`; since nobody knows how long
+    it will go on, steps are only skipped.
+
+    On a subsample (random, the same at every step but for its halvings, which are nested; `History.examples` names it)
+    norms, traces, alignments, `velocity`, `rotation` and ``distance_to_final`` are estimates of their values on the
+    whole probe set, pairs of different examples being weighted against those of an example with itself. `loss` is
+    that of the subsample, taken as a mean over examples, and eigenvalues are multiplied by N / m; `effective_rank`,
+    `eigenvector_alignment` and `subspace_overlap` are those of the subsample's kernel. Two steps are compared on the
+    examples that both are on. Standard errors are those of a value; the differences of steps on one subsample, which
+    share most of their error, are known better. Where m changes, series may jump by the errors given.
     """
 
     def __init__(
@@ -133,23 +153,22 @@ class NTKTracker:
             raise TypeError(f"out must be a path or None, got {out!r}")
         self._out = None if out is None else Path(out)
         self._restored: Mapping[str, Any] | None = None
-        self._store: RunStore | None = None
-        self._info: dict[str, Any] = {}
-        self._records: list[Record] = []
-        # The two newest tracked steps: a checkpoint may be taken before or after the newest one's step is over.
-        self._references: list[Reference] = []
-        self._first: Reference | None = None
+        self._recorder: Recorder | None = None
+        self._meter = ProbeMeter(self._probe, self._settings, None)
+        self._overhead = Overhead(self._settings.max_overhead, len(self._probe.x))
         self._newest_step_seen = -1
         # The newest tracked step with its network and parameters, until its predictions are saved.
         self._network: tuple[int, Any, Any] | None = None
-        self._seconds = 0.0
+        # What training has taken; in a loop of one's own the time between calls, since `_left`.
+        self._training_seconds = 0.0
+        self._left: float | None = None
 
     @property
     def history(self) -> History:
         """Everything recorded so far."""
-        if self._store is None:
+        if self._recorder is None:
             return History(MemoryStore(), describe_run(self._settings, self._probe), [])
-        return History(self._store, self._info, list(self._records))
+        return self._recorder.history
 
     def on_start(self, state: TrackedTraining) -> None:
         """Claim the run folder, or find the place in it from which a resumed run continues."""
@@ -158,10 +177,10 @@ class NTKTracker:
     def on_step(self, state: TrackedTraining) -> None:
         """Track the step if it is the first, the last, or due."""
         self._newest_step_seen = state.step
-        if self._is_wanted(state.step, state.seconds) or state.is_last:
-            self._track(state, state.loss)
-        if state.is_last:
-            self._save_last()
+        self._training_seconds = state.seconds
+        size = self._everything if state.is_last else self._wanted_size(state.step, getattr(state, "steps", None))
+        if size:
+            self._track(state, state.loss, size, last=state.is_last)
 
     def on_end(self, state: TrackedTraining) -> None:
         """Write the run's last predictions and final status.
@@ -170,13 +189,12 @@ class NTKTracker:
         resumed from there forgets it again.
         """
         if state.status == "interrupted":
-            # It may have come between the writing of a line and its being noted here.
-            self._records = self._running.records()
+            self._running.read_again()
             # Within a step parameters and step may not belong together; at its beginning they do, but not the loss.
             if state.step > self._newest_step_seen:
-                self._track(state, math.nan)
+                self._track(state, math.nan, self._everything, last=True)
         self._save_last()
-        self._finish(str(state.status))
+        self._running.finish(str(state.status))
 
     def update(
         self,
@@ -214,27 +232,26 @@ class NTKTracker:
             Whether the step was tracked.
         """
         step = check_integer("step", step, minimum=0)
-        if self._store is None or self._restored is not None:
+        if self._recorder is None or self._restored is not None:
             self._start(step, resume=self._restored is not None, training=None)
         if step <= self._newest_step_seen:
             raise ValueError(f"step must be larger than {self._newest_step_seen}, that of the call before, got {step}")
         self._newest_step_seen = step
-        if not (last or self._is_wanted(step, math.inf)):
-            return False
-        function = loss if callable(loss) else lambda f, y: float(loss)
-        now = float(step if time is None else time)
-        self._track_network(net, params, step, now, function, float(train_loss))
-        if last:
-            self._network = (step, net, params)
-            self._save_last()
-        return True
+        self._training_seconds += self._since_left()
+        size = self._everything if last else self._wanted_size(step, None)
+        if size:
+            function = loss if callable(loss) else lambda f, y: float(loss)
+            now = float(step if time is None else time)
+            self._track_network(net, params, step, now, function, float(train_loss), size, last=last)
+        self._since_left()
+        return size > 0
 
     def close(self, status: str = "completed") -> None:
         """End a run recorded by `update`; `status` is what its history will say of it.
 
         One of "completed", "interrupted", "diverged" and "failed".
         """
-        self._finish(check_choice("status", status, ("completed", "interrupted", "diverged", "failed")))
+        self._running.finish(check_choice("status", status, ("completed", "interrupted", "diverged", "failed")))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold so that a resumed run continues the series bit for bit.
@@ -242,16 +259,18 @@ class NTKTracker:
         With a run folder that is the newest kernel and eigenvectors, and the folder keeps the rest, now safely on disk;
         without one it is everything recorded.
         """
-        if self._store is None:
+        if self._recorder is None:
             return {}
-        self._store.sync()
+        store, references = self._recorder.store, self._meter.references
+        store.sync()
         # Where a later step than the newest tracked one has begun, resuming can only need the newest.
-        needed = 2 if self._references and self._references[-1].step >= self._newest_step_seen else 1
+        needed = 2 if references and references[-1].step >= self._newest_step_seen else 1
         return TrackerState(
-            steps=[record["step"] for record in self._records],
-            references=self._references[-needed:],
-            seconds=self._seconds,
-            memory=self._store.state_dict() if isinstance(self._store, MemoryStore) else None,
+            steps=[record["step"] for record in self._recorder.records],
+            references=references[-needed:],
+            overhead=self._overhead.state_dict(),
+            training_seconds=self._training_seconds,
+            memory=store.state_dict() if isinstance(store, MemoryStore) else None,
         ).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -259,123 +278,108 @@ class NTKTracker:
         self._restored = dict(state)
 
     @property
-    def _running(self) -> RunStore:
-        if self._store is None:
+    def _running(self) -> Recorder:
+        if self._recorder is None:
             raise RuntimeError("the tracker follows no run yet: hand it to train, or call update")
-        return self._store
+        return self._recorder
+
+    @property
+    def _everything(self) -> int:
+        return len(self._probe.x)
 
     def _start(self, step: int, *, resume: bool, training: Any) -> None:
-        if self._store is not None and not resume:
+        if self._recorder is not None and not resume:
             raise ValueError("this NTKTracker holds a run already: make a new one for another run")
         state = TrackerState.from_dict(self._restored, step) if self._restored else None
         info = describe_run(self._settings, self._probe, training)
         store = open_store(self._out, info, state, step, resume=resume)
         state = TrackerState() if state is None else state
-        self._first = None
+        first, limit = None, self._settings.max_overhead
         if not state.steps:
-            store.save_arrays("probe", {"y_probe": to_numpy(self._probe.y)})
+            arrays: dict[str, Any] = {"y_probe": to_numpy(self._probe.y)}
+            if limit is not None:
+                arrays["sample_order"] = Subsamples.draw(self._everything)
+            store.save_arrays("probe", arrays)
         elif "rotation" in self._settings.metrics:
-            self._first = self._load_first(store, state.steps[0])
-        self._references, self._seconds = state.references[-1:], state.seconds
-        self._store, self._info, self._records = store, store.read_info(), store.records()
+            first = self._load_first(store, state.steps[0])
+        # A run that was begun without a bound has no place for standard errors in its series.
+        order = store.load_arrays("probe").get("sample_order")
+        fewest = self._everything if order is None else 2 * self._settings.top_k
+        self._meter = ProbeMeter(self._probe, self._settings, order)
+        self._meter.start_from(state.references[-1:], first)
+        self._overhead = Overhead(limit, self._everything, fewest)
+        if state.overhead:
+            self._overhead.load_state_dict(state.overhead)
+        self._training_seconds, self._left = state.training_seconds, None
+        self._recorder = Recorder(store, self._settings, self._probe)
         self._newest_step_seen = step - 1
         self._network = self._restored = None
 
     def _load_first(self, store: RunStore, step: int) -> Reference:
         try:
-            return Reference(step, store.load_kernel(step))
+            return Reference(step, self._everything, store.load_kernel(step))
         except KeyError:
             raise RunFolderError(f"{self._out}: the kernel of its first tracked step, {step}, is missing") from None
 
-    def _is_wanted(self, step: int, training_seconds: float) -> bool:
-        if not self._records:
-            return True
-        overhead = self._settings.max_overhead
-        affordable = overhead is None or self._seconds <= overhead * training_seconds
-        return affordable and is_due(self._settings.every, step)
+    def _wanted_size(self, step: int, steps: int | None) -> int:
+        """Return on how many examples a step that is not the last is measured; 0 if it is not."""
+        every = self._settings.every
+        if not self._running.records:
+            return self._everything
+        if not is_due(every, step):
+            return 0
+        training = self._training_seconds
+        if steps is None:
+            return self._overhead.affordable(training, None, 0)
+        return self._overhead.affordable(training, training * steps / (step + 1), count_due(every, steps))
 
-    def _track(self, state: TrackedTraining, train_loss: float) -> None:
-        self._track_network(state.net, state.params, state.step, state.time, state.loss_function, train_loss)
+    def _since_left(self) -> float:
+        """Return the seconds since the call before, of which there were none before the first."""
+        now = time.perf_counter()
+        before, self._left = self._left, now
+        return 0.0 if before is None else now - before
+
+    def _track(self, state: TrackedTraining, train_loss: float, size: int, *, last: bool) -> None:
+        function = state.loss_function
+        self._track_network(state.net, state.params, state.step, state.time, function, train_loss, size, last=last)
         # A trainer replaces parameters and never writes to them, so these stay those of the step just tracked.
-        self._network = (state.step, state.net, state.params)
+        if not last and size == self._everything:
+            self._network = (state.step, state.net, state.params)
 
     def _track_network(
-        self, net: Any, params: Any, step: int, now: float, loss_function: LossFunction, train_loss: float
+        self,
+        net: Any,
+        params: Any,
+        step: int,
+        now: float,
+        loss_function: LossFunction,
+        train_loss: float,
+        size: int,
+        *,
+        last: bool,
     ) -> None:
         start = time.perf_counter()
-        store, settings = self._running, self._settings
-        features = from_net(net, params, self._probe.x)
-        predictions = features.predictions
-        targets = target_matrix(self._probe.y, features.num_outputs)
-        y = self._probe.y
-        if holds_labels(y, features.num_outputs):
-            # One-hot rows are what every loss takes for C > 1 outputs.
-            y = array_namespace(predictions).asarray(targets, dtype=features.dtype)
-        loss = float(loss_function(predictions, y))
-        measured = measure(
-            features,
-            targets,
-            names=settings.metrics,
-            top_k=settings.top_k,
-            outputs=settings.outputs,
-            previous=self._references[-1] if self._references else None,
-            first=self._first,
-        )
-        if not self._records:
-            self._describe_shapes(measured, features)
-            self._save_end("first", step, net, params, features)
-        store.save_kernel(step, measured.kernel)
+        recorder = self._running
+        values, reference, features = self._meter.measure(net, params, step, size, loss_function)
+        if not recorder.records:
+            recorder.describe(reference.kernel, features)
+            recorder.save_end("first", step, net, params, features)
+        recorder.store.save_kernel(step, reference.kernel)
+        loss = values.pop("loss")
         record: Record = {"step": step, "time": float(now), "loss": loss, "train_loss": float(train_loss)}
-        record |= measured.values | {"seconds": time.perf_counter() - start}
-        store.append(record)
-        self._records.append(record)
-        # What no metric compares with is not kept, here and in checkpoints.
-        kernel = measured.kernel if "velocity" in settings.metrics else measured.kernel[:0].copy()
-        vectors = measured.vectors if "subspace_overlap" in settings.metrics else None
-        self._references = [*self._references[-1:], Reference(step, kernel, vectors)]
-        if len(self._records) == 1 and "rotation" in settings.metrics:
-            self._first = Reference(step, measured.kernel)
-        self._drop_kernels(measured)
-        self._seconds += time.perf_counter() - start
-
-    def _describe_shapes(self, measured: Measurement, features: GradientFeatures) -> None:
-        self._info |= {
-            "num_outputs": features.num_outputs,
-            "kernel_size": matrix_size(len(measured.kernel)),
-            "dtype": str(measured.kernel.dtype),
-        }
-        self._running.write_info(self._info)
-
-    def _drop_kernels(self, measured: Measurement) -> None:
-        kernel = measured.kernel
-        capacity = kernel_capacity(self._settings.kernel_budget, matrix_size(len(kernel)), kernel.itemsize)
-        count = len(self._records)
-        index = {record["step"]: i for i, record in enumerate(self._records)}
-        for step in self._running.kernel_steps():
-            if step not in index or not retained(index[step], count, capacity):
-                self._running.drop_kernel(step)
+        recorder.append(record | values | {"seconds": time.perf_counter() - start})
+        self._meter.remember(reference)
+        if last:
+            recorder.save_end("last", step, net, params, features)
+        self._overhead.note(size, time.perf_counter() - start)
 
     def _save_last(self) -> None:
         """Keep predictions and K(x_test, x_probe) of the newest tracked step, if its parameters are known."""
-        if self._network is not None and self._records and self._network[0] == self._records[-1]["step"]:
+        records = self._running.records
+        if self._network is not None and records and self._network[0] == records[-1]["step"]:
             step, net, params = self._network
             start = time.perf_counter()
-            self._save_end("last", step, net, params, from_net(net, params, self._probe.x))
-            self._seconds += time.perf_counter() - start
+            features = from_net(net, params, self._probe.x, check_finite=False)
+            self._running.save_end("last", step, net, params, features)
+            self._overhead.seconds += time.perf_counter() - start
             self._network = None
-
-    def _save_end(self, name: str, step: int, net: Any, params: Any, features: GradientFeatures) -> None:
-        arrays: dict[str, Any] = {"step": np.int64(step), "predictions": to_numpy(features.predictions)}
-        if self._probe.x_test is not None:
-            test = from_net(net, params, self._probe.x_test)
-            arrays["test_predictions"] = to_numpy(test.predictions)
-            arrays["test_kernel"] = cross_kernel(test, features, self._settings.outputs)
-        self._running.save_arrays(name, arrays)
-
-    def _finish(self, status: str) -> None:
-        self._running.sync()
-        self._info["status"] = status
-        try:
-            self._running.write_info(self._info)
-        finally:
-            self._running.release()

@@ -1,0 +1,70 @@
+"""The kernels of a network's layers, one after another, on one set of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from kernelgrowth._backend.arrays import FloatArray, to_numpy
+from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
+from kernelgrowth.kernels import NTKOperator
+
+__all__ = ["LayerKernels"]
+
+
+class LayerKernels:
+    """Kernels layer by layer, on the same examples at every step.
+
+    A layer that sees the inputs themselves has the activations x at every step. Their inner products x xᵀ (one more
+    array of n² entries) are computed once, and its kernel is their entrywise product with that of the backprops.
+
+    Parameters
+    ----------
+    x : array (N, ...), optional
+        The examples, contiguous; without them nothing is remembered.
+    outputs : str
+        How the outputs enter the kernel, as for `NTKOperator`.
+    """
+
+    def __init__(self, x: Any | None, outputs: str) -> None:
+        self._x = x
+        self._outputs = outputs
+        self._products: dict[bool, FloatArray] = {}
+
+    def of(self, features: GradientFeatures) -> Iterator[tuple[str, FloatArray]]:
+        """Yield each layer's name and its kernel (n, n), which nobody else holds."""
+        for name, block in features.items():
+            if self._sees_inputs(block):
+                yield name, self._of_inputs(name, block)
+            else:
+                yield name, self._gram(name, block)
+
+    def _sees_inputs(self, block: Any) -> TypeGuard[OuterProduct]:
+        """Whether a block's activations are x itself, and its kernel has a row an example."""
+        if not isinstance(self._x, np.ndarray) or self._x.ndim != 2:
+            return False
+        if not isinstance(block, OuterProduct) or block.num_positions > 1:
+            return False
+        # By place: comparing the values would read both arrays.
+        mine, given = self._x.__array_interface__, block.activations[:, 0].__array_interface__
+        same = all(mine[key] == given[key] for key in ("data", "shape", "strides", "typestr"))
+        return same and (block.num_outputs == 1 or self._outputs != "full")
+
+    def _of_inputs(self, name: str, block: OuterProduct) -> FloatArray:
+        kernel = self._gram(name, Rows(block.backprops[:, :, 0], scale=block.scale, check_finite=False))
+        if block.bias not in self._products:
+            products = self._gram(name, Rows(self._x, check_finite=False))
+            self._products[block.bias] = products + products.dtype.type(block.bias)
+        # A kernel on its way to infinity is recorded as far as it has numbers.
+        with np.errstate(over="ignore", invalid="ignore"):
+            kernel *= self._products[block.bias]
+        return kernel
+
+    def _gram(self, name: str, block: Any) -> FloatArray:
+        operator = NTKOperator(GradientFeatures({name: block}), outputs=self._outputs, check_finite=False)
+        kernel = to_numpy(operator.gram())
+        # The operator that keeps it is gone, and another array of that size would cost half of a pass over it.
+        kernel.flags.writeable = True
+        return kernel

@@ -1,0 +1,92 @@
+"""Putting what is measured into a store, and dropping the kernels that it has no room for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernelgrowth._backend.arrays import FloatArray, to_numpy
+from kernelgrowth.gradients import GradientFeatures, from_net
+from kernelgrowth.tracking.history import History
+from kernelgrowth.tracking.metrics import cross_kernel
+from kernelgrowth.tracking.packing import matrix_size
+from kernelgrowth.tracking.schedule import kernel_capacity, retained
+from kernelgrowth.tracking.series import Record
+from kernelgrowth.tracking.settings import Probe, Settings
+from kernelgrowth.tracking.store import RunStore
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """A run being recorded.
+
+    Parameters
+    ----------
+    store : RunStore
+        Open, and holding the steps that the run goes on from.
+    settings : Settings
+    probe : Probe
+
+    Attributes
+    ----------
+    store
+        As given.
+    records : list of dict
+        Of all tracked steps.
+    """
+
+    def __init__(self, store: RunStore, settings: Settings, probe: Probe) -> None:
+        self.store = store
+        self.records: list[Record] = store.records()
+        self._settings = settings
+        self._probe = probe
+        self._info = store.read_info()
+
+    @property
+    def history(self) -> History:
+        """Everything recorded so far."""
+        return History(self.store, self._info, list(self.records))
+
+    def read_again(self) -> None:
+        """Take the records from the store: an interrupt may have come between a line's writing and its noting."""
+        self.records = self.store.records()
+
+    def describe(self, kernel: FloatArray, features: GradientFeatures) -> None:
+        """Add what only the first measurement, a packed kernel on the whole probe set, tells of the run."""
+        self._info |= {
+            "num_outputs": features.num_outputs,
+            "kernel_size": matrix_size(len(kernel)),
+            "dtype": str(kernel.dtype),
+        }
+        self.store.write_info(self._info)
+
+    def append(self, record: Record) -> None:
+        """Add the record of a step whose kernel is stored, and drop the kernels that it makes superfluous."""
+        self.store.append(record)
+        self.records.append(record)
+        size, itemsize = int(self._info["kernel_size"]), np.dtype(self._info["dtype"]).itemsize
+        capacity, count = kernel_capacity(self._settings.kernel_budget, size, itemsize), len(self.records)
+        index = {record["step"]: i for i, record in enumerate(self.records)}
+        for step in self.store.kernel_steps():
+            if step not in index or not retained(index[step], count, capacity):
+                self.store.drop_kernel(step)
+
+    def save_end(self, name: str, step: int, net: Any, params: Any, features: GradientFeatures) -> None:
+        """Keep predictions and K(x_test, x_probe) as those of the "first" or the "last" tracked step."""
+        arrays: dict[str, Any] = {"step": np.int64(step), "predictions": to_numpy(features.predictions)}
+        if self._probe.x_test is not None:
+            test = from_net(net, params, self._probe.x_test, check_finite=False)
+            arrays["test_predictions"] = to_numpy(test.predictions)
+            arrays["test_kernel"] = cross_kernel(test, features, self._settings.outputs)
+        self.store.save_arrays(name, arrays)
+
+    def finish(self, status: str) -> None:
+        """End the run: everything is on the disk then, and others may write here."""
+        self.store.sync()
+        self._info["status"] = status
+        try:
+            self.store.write_info(self._info)
+        finally:
+            self.store.release()
