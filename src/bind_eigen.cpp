@@ -15,16 +15,22 @@ namespace {
 
 using OptionalArray = std::optional<py::array>;
 
-// SciPy's pointers to LAPACK: capsules named by the signature, of which only that with C's int is known here.
-void bind_lapack(const py::capsule& dsyevd) {
-  const std::string_view signature = dsyevd.name();
-  int integers = 0;
-  for (std::size_t at = 0; (at = signature.find(", int *", at)) != std::string_view::npos; ++at) ++integers;
-  if (!signature.starts_with("void (char *, char *, int *,") || integers != 6) {
-    throw py::type_error("set_lapack: dsyevd has another signature: " + std::string(signature));
+// SciPy's pointers to LAPACK are capsules named by the signature, of which only that with C's int is known here.
+template <class Routine>
+void take(const py::capsule& capsule, const char* name, int integers, Routine& routine) {
+  const std::string_view signature = capsule.name();
+  int found = 0;
+  for (std::size_t at = 0; (at = signature.find(", int *", at)) != std::string_view::npos; ++at) ++found;
+  if (!signature.starts_with("void (char *, char *,") || found != integers) {
+    throw py::type_error(std::string("set_lapack: ") + name + " has another signature: " + std::string(signature));
   }
+  routine = reinterpret_cast<Routine>(capsule.get_pointer<void>());
+}
+
+void bind_lapack(const py::capsule& dsyevd, const py::capsule& dsyevr) {
   Lapack table;
-  table.dsyevd = reinterpret_cast<decltype(table.dsyevd)>(dsyevd.get_pointer<void>());
+  take(dsyevd, "dsyevd", 6, table.dsyevd);
+  take(dsyevr, "dsyevr", 11, table.dsyevr);
   // The OpenBLAS behind it, if it is one, is found through the library that the pointer lies in: there may be others.
   Dl_info where;
   if (dladdr(dsyevd.get_pointer<void>(), &where) != 0) {
@@ -143,7 +149,7 @@ py::dict bind_krylov(const py::object& operator_, const OptionalArray& start, co
 
 void register_eigen(py::module_& m) {
   using namespace py::literals;
-  m.def("set_lapack", &bind_lapack, py::kw_only(), "dsyevd"_a);
+  m.def("set_lapack", &bind_lapack, py::kw_only(), "dsyevd"_a, "dsyevr"_a);
   m.def("block_krylov", &bind_krylov, "operator"_a, "start"_a, "locked"_a, "probes"_a, py::arg("vectors").noconvert(),
         py::kw_only(), "wanted"_a, "required"_a, "width"_a, "tolerance"_a, "least_scale"_a, "threshold"_a,
         "max_passes"_a, "time_limit"_a, "first_check"_a, "pass_operations"_a, "exponent"_a, "symmetry_tolerance"_a,

@@ -168,8 +168,9 @@ class BlockKrylov {
   // Ritz pairs of the basis, with residuals of the leading ones: K Q s - Q s value = (what is left of the images) s.
   void solve() {
     if (solved_ == size_) return;
-    pairs_ = eigen_symmetric(projected_, 0, size_);
-    result_.scale = std::max(std::abs(pairs_.values.front()), std::abs(pairs_.values.back()));
+    // One more than wanted, which tells what may come next.
+    pairs_ = eigen_symmetric(projected_, size_, std::min(size_, options_.wanted + 1));
+    result_.scale = std::max(std::abs(pairs_.values.front()), norm_);
     residuals_.clear();
     if (image_is_rest_) {
       measure_residuals();
@@ -213,13 +214,12 @@ class BlockKrylov {
 
   void look_outside() {
     if (options_.wanted < size_) result_.next_value = pairs_.values[static_cast<std::size_t>(options_.wanted)];
-    for (const double value : pairs_.values) {
-      result_.projected_trace += value;
-      result_.projected_squares += value * value;
+    for (index_t i = 0; i < size_; ++i) {
+      result_.projected_trace += projected_(i, i);
+      for (index_t j = 0; j < size_; ++j) result_.projected_squares += projected_(i, j) * projected_(i, j);
     }
-    const index_t count = rest_.rows();
     result_.rest_squares = total(diagonal(rest_));
-    result_.rest_norm = std::sqrt(std::max(0.0, eigenvalues_symmetric(rest_, 0, count).front()));
+    result_.rest_norm = std::sqrt(std::max(0.0, largest_eigenvalue(rest_)));
   }
 
   void probe(const MatrixView<const T>& probes) {
@@ -263,8 +263,8 @@ class BlockKrylov {
 
   // Ritz vectors in place of the basis; the images' rest is orthogonal to them as it was to the basis.
   void restart(index_t room) {
-    solve();
     const index_t keep = std::min({options_.wanted + width_, columns_ - room, size_});
+    pairs_ = eigen_symmetric(projected_, size_, keep);
     const auto kept = space_.allocate(keep);
     space_.combine(basis_.columns(0, size_), transposed_rows(keep), kept.columns(0, keep));
     space_.copy(kept.columns(0, keep), basis_.columns(0, keep));

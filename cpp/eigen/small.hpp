@@ -31,11 +31,10 @@ struct SmallEigen {
   Small vectors;               // row i belongs to values[i]
 };
 
-// Of the leading `size` rows and columns of a symmetric matrix, from `first` on.
-SmallEigen eigen_symmetric(const Small& matrix, index_t first, index_t size);
+// The `count` largest eigenvalues of the leading `size` rows and columns of a symmetric matrix, and their vectors.
+SmallEigen eigen_symmetric(const Small& matrix, index_t size, index_t count);
 
-// The same values without vectors.
-std::vector<double> eigenvalues_symmetric(const Small& matrix, index_t first, index_t size);
+double largest_eigenvalue(const Small& matrix);
 
 std::vector<double> diagonal(const Small& matrix);
 

@@ -56,7 +56,7 @@ struct KrylovStart {
 struct KrylovResult {
   std::vector<double> values;
   std::vector<double> residuals;  // norms of A v - value v, of the products as they were made
-  double scale = 0;               // the largest absolute Ritz value
+  double scale = 0;               // the largest Ritz value, or the norm that A has shown, whichever is larger
   int exponent = 0;
   index_t passes = 0;
   bool accepted = false;   // the tolerance was met, or the threshold passed

@@ -8,6 +8,10 @@ struct Lapack {
   // All eigenvalues, ascending, and eigenvectors of a symmetric matrix by divide and conquer.
   void (*dsyevd)(char* jobz, char* uplo, int* n, double* a, int* lda, double* w, double* work, int* lwork, int* iwork,
                  int* liwork, int* info) = nullptr;
+  // Some of them by relatively robust representations; null: all are always computed.
+  void (*dsyevr)(char* jobz, char* range, char* uplo, int* n, double* a, int* lda, double* vl, double* vu, int* il,
+                 int* iu, double* abstol, int* m, double* w, double* z, int* ldz, int* isuppz, double* work, int* lwork,
+                 int* iwork, int* liwork, int* info) = nullptr;
   // Sets how many threads the routines may use and returns how many it was; null where they cannot be told.
   int (*set_threads)(int threads) = nullptr;
 };

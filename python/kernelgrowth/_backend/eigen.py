@@ -28,7 +28,7 @@ class KrylovPairs:
         (k,) float64, descending; (n, k) in the operator's dtype; (k,) float64, ``||A v - value v||``. Fewer than were
         wanted only where the iteration was interrupted.
     scale : float
-        Largest absolute Ritz value.
+        Largest Ritz value, or the norm that A has shown on a unit vector, whichever is larger.
     exponent : int
         All numbers here are of ``2**-exponent A``.
     passes : int
@@ -164,7 +164,7 @@ def _hand_over_lapack() -> None:
     # Imported when used: SciPy's linear algebra takes longer to import than this package.
     import scipy.linalg.cython_lapack as lapack
 
-    _core.set_lapack(dsyevd=lapack.__pyx_capi__["dsyevd"])
+    _core.set_lapack(dsyevd=lapack.__pyx_capi__["dsyevd"], dsyevr=lapack.__pyx_capi__["dsyevr"])
 
 
 @dataclass(frozen=True)

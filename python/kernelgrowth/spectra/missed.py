@@ -24,6 +24,7 @@ added: in float32 f is not below about a thousandth of ``||A||_F`` by the first,
 from __future__ import annotations
 
 import math
+
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray
@@ -50,6 +51,8 @@ def missed_bound(pairs: KrylovPairs, operand: Operand) -> float:
     largest, coupling = pairs.next_value, 0.0
     if not pairs.exhausted:
         outside = _outside(pairs, operand, rounding)
+        if not math.isfinite(outside):
+            return math.inf
         coupling = pairs.rest_norm
         if not math.isfinite(largest):
             largest = outside
@@ -68,7 +71,8 @@ def _outside(pairs: KrylovPairs, operand: Operand, rounding: float) -> float:
     if operand.semidefinite and not math.isnan(operand.trace):
         trace = _scaled(operand.trace, -pairs.exponent)
         bounds.append(max(0.0, trace - pairs.projected_trace) + rounding * trace)
-    if not math.isnan(pairs.probe_squares):
+    # An interruption may have left probes out of the sum.
+    if not math.isnan(pairs.probe_squares) and pairs.interrupted is None:
         bounds.append(math.sqrt(pairs.probe_squares / _quantile(_PROBES)))
     return min(bounds)
 

@@ -135,6 +135,8 @@ def _product(name: str, operator: Any, dtype: np.dtype[Any]) -> Callable[[FloatA
         result = np.asarray(to_numpy(operator @ block))
         if result.shape != block.shape:
             raise ValueError(f"{name} @ V must have shape {block.shape} for V of that shape, got {result.shape}")
+        if result.dtype.kind not in "fiub":
+            raise TypeError(f"{name} @ V must be real numbers, got dtype {result.dtype}")
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(result, dtype)
 

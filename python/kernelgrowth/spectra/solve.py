@@ -191,28 +191,37 @@ class _Solver:
         warm = v0 is not None
         if v0 is not None:
             start = np.concatenate([v0, start], axis=1)[:, : max(width, v0.shape[1] + min(width, _EXTRA_COLUMNS))]
-        while True:
-            pairs = self._iterate(start[:, :n], k, 1 if warm else _COLD_PASSES, probes=self._probes)
-            warm = True
-            if pairs.exhausted or pairs.interrupted or (v0 is None and width >= k):
-                return pairs, True
-            if self._spent():
-                return pairs, False
-            tolerance = self._tol * pairs.scale
-            threshold = float(pairs.values[-1]) + tolerance
-            outside = self._iterate(
-                self._random(width),
-                1,
-                locked=np.ascontiguousarray(pairs.vectors),
-                threshold=threshold,
-                least_scale=pairs.scale,
-                exponent=pairs.exponent,
-            )
-            if outside.interrupted:
-                return dataclasses.replace(pairs, interrupted=outside.interrupted), False
-            if outside.values[0] <= threshold:
-                return pairs, outside.accepted or outside.exhausted
-            start = np.concatenate([pairs.vectors, outside.vectors], axis=1)
+        pairs: KrylovPairs | None = None
+        try:
+            while True:
+                pairs = self._iterate(start[:, :n], k, 1 if warm else _COLD_PASSES, probes=self._probes)
+                warm = True
+                if pairs.exhausted or pairs.interrupted or (v0 is None and width >= k):
+                    return pairs, True
+                if self._spent():
+                    return pairs, False
+                tolerance = self._tol * pairs.scale
+                threshold = float(pairs.values[-1]) + tolerance
+                outside = self._iterate(
+                    self._random(width),
+                    1,
+                    locked=np.ascontiguousarray(pairs.vectors),
+                    threshold=threshold,
+                    least_scale=pairs.scale,
+                    exponent=pairs.exponent,
+                    # Seen before; what is left of a matrix of low rank is rounding, which has no symmetry.
+                    symmetry_tolerance=math.inf,
+                )
+                if outside.interrupted:
+                    return dataclasses.replace(pairs, interrupted=outside.interrupted), False
+                if outside.values[0] <= threshold:
+                    return pairs, outside.accepted or outside.exhausted
+                start = np.concatenate([pairs.vectors, outside.vectors], axis=1)
+        except KeyboardInterrupt as interrupted:
+            # In an iteration's first product, before it has pairs.
+            if pairs is None:
+                raise
+            return dataclasses.replace(pairs, interrupted=interrupted), False
 
     def _iterate(self, start: FloatArray, wanted: int, first_check: int = 1, **options: Any) -> KrylovPairs:
         pairs = block_krylov(
@@ -223,11 +232,10 @@ class _Solver:
             tol=self._tol,
             max_passes=max(1, self._max_passes - self.passes),
             time_limit=max(0.0, self._end - time.monotonic()),
-            symmetry_tolerance=symmetry_tolerance(self._operand.dtype),
             first_check=first_check,
             pass_flops=self._operand.pass_flops * self._width,
             seed=self._seed,
-            **options,
+            **{"symmetry_tolerance": symmetry_tolerance(self._operand.dtype), **options},
         )
         self.passes += pairs.passes
         return pairs
@@ -277,7 +285,7 @@ def _result(
 
 def _warn(result: EigenResult, pairs: KrylovPairs, tol: float, searched: bool) -> None:
     problems = []
-    converged = pairs.residuals <= tol * pairs.scale
+    converged = to_numpy(result.converged)
     if not converged.all():
         problems.append(
             f"{np.count_nonzero(~converged)} of {len(converged)} eigenpairs have a residual above the tolerance "

@@ -118,7 +118,7 @@ class EigenTracker:
         k = min(self.k, operand.n)
         if is_dense(operand, k, _DENSE_ROWS):
             solved = solve_dense(operand, k, self.tol)
-            block = to_numpy(solved.eigenvectors)
+            block = to_numpy(solved.eigenvectors).copy()
         else:
             solved, block = self._iterate(operand, k)
         result = self._matched(solved, operand)
@@ -205,7 +205,8 @@ class EigenTracker:
         new = tracks < 0
         tracks[new] = self._next_track + np.arange(np.count_nonzero(new))
         self._next_track += int(np.count_nonzero(new))
-        self._vectors, self._values, self._tracks = vectors, values, tracks
+        # The caller may write to what is returned.
+        self._vectors, self._values, self._tracks = vectors.copy(), values, tracks.copy()
         self._updates += 1
         return TrackedEigenResult(
             eigenvalues=solved.eigenvalues,
