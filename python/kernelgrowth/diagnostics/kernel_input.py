@@ -10,7 +10,7 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray, as_array, to_numpy
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth.diagnostics.scaled_operator import is_operator, operator_dtype
+from kernelgrowth.spectra.operand import is_operator, operator_dtype
 from kernelgrowth.spectra.symmetry import check_square
 
 __all__ = ["as_kernel", "as_targets", "cross_kernel", "is_factorised", "mean_diagonal", "stored_kernel"]

@@ -17,8 +17,9 @@ from kernelgrowth.diagnostics.flow import KernelFlow
 from kernelgrowth.diagnostics.iterative import ROUNDING_CUTOFF, IterativeSolver
 from kernelgrowth.diagnostics.kernel_input import as_targets, cross_kernel, is_factorised, mean_diagonal, stored_kernel
 from kernelgrowth.diagnostics.krylov_flow import KrylovFlow
-from kernelgrowth.diagnostics.scaled_operator import ScaledOperator, is_operator, operator_dtype, probed
+from kernelgrowth.diagnostics.scaled_operator import ScaledOperator, probed
 from kernelgrowth.spectra.dense import scaled_symmetric
+from kernelgrowth.spectra.operand import is_operator, operator_dtype
 from kernelgrowth.spectra.symmetry import check_symmetric
 
 __all__ = ["KernelRegression"]

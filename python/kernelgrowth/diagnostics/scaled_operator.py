@@ -7,31 +7,10 @@ from typing import Any
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray, check_finite, to_numpy
+from kernelgrowth.spectra.operand import operator_dtype
 from kernelgrowth.spectra.symmetry import check_square, symmetry_tolerance
 
-__all__ = ["ScaledOperator", "is_operator", "operator_dtype", "probed"]
-
-
-def is_operator(kernel: Any) -> bool:
-    """Whether `kernel` is known by its products alone: it has a shape and ``@``, and is no array."""
-    return not hasattr(kernel, "__dlpack__") and hasattr(kernel, "shape") and hasattr(kernel, "__matmul__")
-
-
-def operator_dtype(name: str, operator: Any) -> np.dtype[Any]:
-    """Return the dtype that an operator computes in: float32, or float64 where it names none or counts in integers.
-
-    Raises
-    ------
-    TypeError
-        If it computes in anything else.
-    """
-    given = getattr(operator, "dtype", None)
-    dtype = np.dtype(np.float64 if given is None else given)
-    if dtype.kind in "iub":
-        return np.dtype(np.float64)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must compute in float32 or float64, got dtype {dtype}")
-    return dtype
+__all__ = ["ScaledOperator", "probed"]
 
 
 class ScaledOperator:

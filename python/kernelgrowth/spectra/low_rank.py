@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-import scipy.special
 
 from kernelgrowth._backend.arrays import like
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth.kernels.operator import NTKOperator
-from kernelgrowth.spectra.probed import Probed, as_probed
+from kernelgrowth.spectra.probed import Probed, as_probed, norm_from_probes
 from kernelgrowth.spectra.symmetry import symmetry_tolerance
 
 __all__ = ["NystromResult", "nystrom"]
@@ -24,7 +23,6 @@ Float64Array = npt.NDArray[np.float64]
 # Gaussian vectors that test the approximation of an operator whose trace is not known. With ten, the bound is about
 # twice the Frobenius norm of the error.
 _PROBES = 10
-_FAILURE_PROBABILITY = 0.01
 # Rounding of a product, relative to its norm and in units of the dtype's spacing at 1.
 _PRODUCT_ROUNDING = 4
 
@@ -96,8 +94,7 @@ def nystrom(op: Any, rank: int, *, oversampling: int = 10, seed: int = 0) -> Nys
     The trace bound: ``K + ν I - N`` is semidefinite, and its n - l eigenvalues that are not zero by construction are at
     least ν each, so its norm is at most ``tr K - tr N + (l + 1) ν``; truncation adds at most the (rank + 1)-th
     eigenvalue. That K is semidefinite is taken for granted; what one product can show against it is refused. The
-    probes: for r independent Gaussian ω and any fixed E, ``Σ ||E ω||² >= ||E||² χ²_r``, so dividing by the 1 % quantile
-    of χ²_r gives a bound.
+    probes are `norm_from_probes`.
     """
     given = as_probed("op", op)
     rank = check_integer("rank", rank, minimum=1)
@@ -120,7 +117,7 @@ def nystrom(op: Any, rank: int, *, oversampling: int = 10, seed: int = 0) -> Nys
     values, vectors = np.maximum(parts.values[:rank] - parts.shift, 0.0), parts.vectors[:, :rank]
     if trace is None:
         missed = tested - vectors @ (values[:, None] * (vectors.T @ probes))
-        bound = _probed_bound(missed) + parts.rounding
+        bound = norm_from_probes(float(np.sum(missed**2)), _PROBES) + parts.rounding
     else:
         bound = _trace_bound(parts, math.ldexp(trace, -exponent), rank)
     return NystromResult(
@@ -183,8 +180,3 @@ def _trace_bound(parts: _Approximation, trace: float, rank: int) -> float:
     missing = max(0.0, trace - float(parts.values.sum()) + (columns + 1) * parts.shift)
     truncated = float(parts.values[rank]) if rank < columns else 0.0
     return missing + max(truncated - parts.shift, 0.0) + parts.shift + (5 * columns + 2) * parts.rounding
-
-
-def _probed_bound(missed: Float64Array) -> float:
-    quantile = 2.0 * float(scipy.special.gammaincinv(missed.shape[1] / 2, _FAILURE_PROBABILITY))
-    return float(np.linalg.norm(missed)) / math.sqrt(quantile)

@@ -12,7 +12,7 @@ import numpy as np
 from kernelgrowth._backend.arrays import FloatArray, as_array, to_numpy
 from kernelgrowth.spectra.symmetry import check_square, seen_symmetric
 
-__all__ = ["Operand", "as_operand", "random_block"]
+__all__ = ["Operand", "as_operand", "is_operator", "operator_dtype", "random_block"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,28 @@ class Operand:
         return math.inf if self.matrix is None else 2.0 * self.n**2
 
 
+def is_operator(given: Any) -> bool:
+    """Whether something is known by its products alone: it has a shape and ``@``, and is no array."""
+    return not hasattr(given, "__dlpack__") and hasattr(given, "shape") and hasattr(given, "__matmul__")
+
+
+def operator_dtype(name: str, operator: Any) -> np.dtype[Any]:
+    """Return the dtype that an operator computes in: float32, or float64 where it names none or counts in integers.
+
+    Raises
+    ------
+    TypeError
+        If it computes in anything else.
+    """
+    given = getattr(operator, "dtype", None)
+    dtype = np.dtype(np.float64 if given is None else given)
+    if dtype.kind in "iub":
+        return np.dtype(np.float64)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must compute in float32 or float64, got dtype {dtype}")
+    return dtype
+
+
 def as_operand(name: str, A: Any, *, dense_rows: int = 0) -> Operand:
     """Check a matrix or an operator.
 
@@ -76,8 +98,7 @@ def as_operand(name: str, A: Any, *, dense_rows: int = 0) -> Operand:
     TypeError
         If it is neither a real floating array nor an operator.
     """
-    is_operator = not hasattr(A, "__dlpack__") and hasattr(A, "shape") and hasattr(A, "__matmul__")
-    if not is_operator:
+    if not is_operator(A):
         matrix = to_numpy(as_array(name, A, ndim=2, finite=False))
         check_square(name, matrix.shape)
         return _stored(name, matrix, A, semidefinite=False)
@@ -87,7 +108,7 @@ def as_operand(name: str, A: Any, *, dense_rows: int = 0) -> Operand:
     if hasattr(A, "gram") and (n <= dense_rows or way == "stored"):
         matrix = to_numpy(as_array(f"{name}.gram()", A.gram(), ndim=2, finite=False))
         return _stored(f"{name}.gram()", matrix, matrix, semidefinite=semidefinite)
-    dtype = _operator_dtype(name, A)
+    dtype = operator_dtype(name, A)
     return Operand(
         n=n,
         dtype=dtype,
@@ -118,16 +139,6 @@ def _stored(name: str, matrix: FloatArray, template: Any, *, semidefinite: bool)
         semidefinite=semidefinite,
         wide=True,
     )
-
-
-def _operator_dtype(name: str, operator: Any) -> np.dtype[Any]:
-    given = getattr(operator, "dtype", None)
-    dtype = np.dtype(np.float64 if given is None else given)
-    if dtype.kind in "iub":
-        return np.dtype(np.float64)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must compute in float32 or float64, got dtype {dtype}")
-    return dtype
 
 
 def _product(name: str, operator: Any, dtype: np.dtype[Any]) -> Callable[[FloatArray], FloatArray]:

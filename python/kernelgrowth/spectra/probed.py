@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray, as_array, check_finite, to_numpy
 from kernelgrowth.kernels.products import stored_multiply
+from kernelgrowth.spectra.operand import is_operator, operator_dtype
 from kernelgrowth.spectra.symmetry import check_square, check_symmetric, symmetry_tolerance
 
-__all__ = ["Probed", "as_probed"]
+__all__ = ["Probed", "as_probed", "norm_from_probes"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -80,20 +82,21 @@ def as_probed(name: str, given: Any) -> Probed:
     ValueError
         If it is not square; or, stored, not finite or not symmetric.
     """
-    is_operator = not hasattr(given, "__dlpack__") and hasattr(given, "shape") and hasattr(given, "__matmul__")
-    if is_operator:
-        return Probed(name, given, None, check_square(name, tuple(given.shape)), _operator_dtype(name, given))
+    if is_operator(given):
+        return Probed(name, given, None, check_square(name, tuple(given.shape)), operator_dtype(name, given))
     stored = to_numpy(as_array(name, given, ndim=2))
     rows = check_square(name, stored.shape)
     check_symmetric(name, stored)
     return Probed(name, given, stored, rows, stored.dtype)
 
 
-def _operator_dtype(name: str, given: Any) -> np.dtype[Any]:
-    declared = getattr(given, "dtype", None)
-    dtype = np.dtype(np.float64 if declared is None else declared)
-    if dtype.kind in "iub":
-        return np.dtype(np.float64)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must compute in float32 or float64, got dtype {dtype}")
-    return dtype
+def norm_from_probes(squares: float, count: int) -> float:
+    """Return a bound on ``||E||`` that holds with probability 0.99, from ``Σ ||E g||²`` of so many Gaussian probes g.
+
+    E must not depend on the probes. Each ``E g`` is at least ``||E||`` times a standard normal number, so the sum is at
+    least ``||E||² χ²``, and is divided by the 1 % quantile of that.
+    """
+    # Imported when used: it takes longer than everything else here.
+    from scipy.special import gammaincinv
+
+    return math.sqrt(squares / (2.0 * float(gammaincinv(count / 2, 0.01))))

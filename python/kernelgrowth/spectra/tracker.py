@@ -118,11 +118,11 @@ class EigenTracker:
         k = min(self.k, operand.n)
         if is_dense(operand, k, _DENSE_ROWS):
             solved = solve_dense(operand, k, self.tol)
-            block = to_numpy(solved.eigenvectors).copy()
+            block = to_numpy(solved.eigenvectors)
         else:
             solved, block = self._iterate(operand, k)
         result = self._matched(solved, operand)
-        self._block = block
+        self._block = block.copy()
         if not to_numpy(result.converged).all():
             message = f"EigenTracker after {result.passes} passes: residuals above the tolerance; raise max_passes"
             warnings.warn(NotConvergedWarning(f"{message} or tol", partial=result), stacklevel=2)
