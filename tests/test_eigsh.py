@@ -32,7 +32,8 @@ def reflected(values):
 
 
 def check(result, matrix, expected, rtol):
-    k, scale = len(expected), max(np.abs(expected).max(), np.abs(matrix).max(), np.finfo(float).tiny)
+    k = len(expected)
+    scale = float(max(np.abs(expected).max(), np.abs(matrix).max(), np.finfo(float).tiny))
     matrix = matrix.astype(float)
     values, vectors = np.asarray(result.eigenvalues, float), np.asarray(result.eigenvectors, float)
     assert result.eigenvalues.dtype == result.eigenvectors.dtype == result.residuals.dtype

@@ -11,7 +11,9 @@
 namespace kernelgrowth::cpu {
 namespace {
 
-constexpr index_t run_rows = 256;
+// Rows packed at a time, and those of them that are summed in T: sums of equal terms are off by a quarter of so many
+// eps, which has to stay below what a solver takes for nothing.
+constexpr index_t run_rows = 256, summed_rows = 32;
 // Rows whose sums are kept apart: at least so many, and at most so many parts, by the number of rows alone.
 constexpr index_t least_rows = 2 * run_rows, most_slabs = 64;
 constexpr double operations_per_thread = 4e6;
@@ -83,10 +85,13 @@ class TallProducts {
           left = rest;
           stride = tile_rows();
         }
-        products(left, 1, stride, packed, static_cast<std::size_t>(depth), tile, kernels_.panel, false);
-        for (index_t r = 0; r < count; ++r) {
-          double* target = sums + (i + r) * b_.cols + j;
-          for (index_t c = 0; c < width; ++c) target[c] += static_cast<double>(tile[r * panel() + c]);
+        for (index_t k = 0; k < depth; k += summed_rows) {
+          products(left + k * stride, 1, stride, packed + k * panel(),
+                   static_cast<std::size_t>(std::min(summed_rows, depth - k)), tile, kernels_.panel, false);
+          for (index_t r = 0; r < count; ++r) {
+            double* target = sums + (i + r) * b_.cols + j;
+            for (index_t c = 0; c < width; ++c) target[c] += static_cast<double>(tile[r * panel() + c]);
+          }
         }
       }
     }

@@ -14,7 +14,7 @@ struct TallOptions {
   Poll poll;
 };
 
-// out (a.cols x b.cols, by rows) = a' b. Runs of 256 products are summed in T, their sums in double. The bits depend on
+// out (a.cols x b.cols, by rows) = a' b. Runs of 32 products are summed in T, their sums in double. The bits depend on
 // the shapes alone, not on the threads.
 template <class T>
 void tall_products(const MatrixView<const T>& a, const MatrixView<const T>& b, double* out, const TallOptions& options);

@@ -5,6 +5,9 @@
 namespace kernelgrowth {
 namespace {
 
+// LAPACK's work space for n columns, 2 n^2 + 6 n + 1 numbers, is counted in an int.
+constexpr index_t most_columns = 32000;
+
 template <class T>
 void check(const BlockProduct<T>& product, const KrylovStart<T>& start, const MatrixView<T>& vectors,
            const KrylovOptions& options) {
@@ -14,6 +17,9 @@ void check(const BlockProduct<T>& product, const KrylovStart<T>& start, const Ma
   if (vectors.cols < options.wanted) throw InvalidArgument("block_krylov: vectors has too few columns");
   if (options.wanted > n - start.locked.cols) {
     throw InvalidArgument("block_krylov: more pairs are asked for than the complement of the locked vectors has");
+  }
+  if (options.wanted + 2 * std::max(options.width, start.block.cols) > most_columns && n > most_columns) {
+    throw InvalidArgument("block_krylov: so many pairs make problems too large for LAPACK's integers");
   }
   if (start.block.cols < 1) throw InvalidArgument("block_krylov: there is no start");
   for (const auto* block : {&start.block, &start.locked, &start.probes}) {

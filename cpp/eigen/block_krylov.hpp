@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -36,8 +37,7 @@ class BlockKrylov {
         options_(options),
         room_(space.rows() - start.locked.cols),
         width_(std::min(room_, std::max(options.width, start.block.cols))),
-        columns_(std::min(room_, options.columns > 0 ? std::max(options.columns, options.wanted + 2 * width_)
-                                                     : options.wanted + basis_blocks * width_)),
+        columns_(basis_columns()),
         basis_(space.allocate(columns_)),
         work_(space.allocate(width_)),
         scratch_(space.allocate(width_)),
@@ -46,6 +46,7 @@ class BlockKrylov {
         projected_(columns_, columns_) {
     result_.exponent = options.exponent;
     chooses_exponent_ = options.choose_exponent;
+    norm_ = options.least_scale;
     next_check_ = options.first_check;
     if (locked_count_ > 0) space_.copy(start.locked, locked());
     const index_t count = std::min(room_, start.block.cols);
@@ -85,13 +86,19 @@ class BlockKrylov {
   // One projection takes an overlap down to its product with the rounding error: below this it is down to rounding.
   static constexpr double small_overlap = 0.1, nearly_orthonormal = 0.01;
   static constexpr int most_rounds = 30;
-  static constexpr index_t basis_blocks = 10;
+  static constexpr index_t basis_blocks = 10, widest_basis = 4096;
   // How small the residual of the complement's leading Ritz value must be against its distance from the threshold.
   static constexpr double search_margin = 1e-3;
   // LAPACK takes about as long for n^3 of a small problem as products take for so many operations (on AVX-512).
   static constexpr double operations_per_cube = 500;
   static constexpr index_t most_unchecked = 2;
 
+  // At least two blocks beside what is wanted; ten, as long as their small problems are small.
+  index_t basis_columns() const {
+    const index_t least = options_.wanted + 2 * width_;
+    const index_t usual = std::min(options_.wanted + basis_blocks * width_, widest_basis);
+    return std::min(room_, std::max(least, options_.columns > 0 ? options_.columns : usual));
+  }
   Vectors locked() const { return locked_.columns(0, locked_count_); }
   index_t leading() const { return std::min(options_.wanted, size_); }
   // Products that so many vectors take.
@@ -144,6 +151,14 @@ class BlockKrylov {
     const double worst = *std::max_element(residuals_.begin(), residuals_.begin() + required);
     const double limit = options_.tolerance * std::max(result_.scale, options_.least_scale);
     const double value = pairs_.values.front();
+    // One that is not required may still rise above those that are.
+    const double least = pairs_.values[static_cast<std::size_t>(required - 1)] + limit;
+    for (index_t i = required; i < options_.wanted; ++i) {
+      if (pairs_.values[static_cast<std::size_t>(i)] + residuals_[static_cast<std::size_t>(i)] > least) {
+        schedule_check(worst, limit);
+        return false;
+      }
+    }
     if (value > options_.threshold) return true;
     if (std::isfinite(options_.threshold)) {
       return worst <= std::max(limit, search_margin * (options_.threshold - value));
@@ -223,7 +238,7 @@ class BlockKrylov {
   }
 
   void probe(const MatrixView<const T>& probes) {
-    result_.probe_squares = 0;
+    double squares = 0;
     for (index_t j = 0; j < probes.cols; j += width_) {
       const index_t count = std::min(width_, probes.cols - j);
       const Vectors block = scratch_.columns(0, count), image = work_.columns(0, count);
@@ -233,8 +248,9 @@ class BlockKrylov {
       multiply(block, image);
       project_out(image, locked());
       project_out(image, basis_.columns(0, size_));
-      result_.probe_squares += total(diagonal(space_.inner(image, image)));
+      squares += total(diagonal(space_.inner(image, image)));
     }
+    result_.probe_squares = squares;
   }
 
   // image = 2^-exponent A block
@@ -283,7 +299,8 @@ class BlockKrylov {
   // squared lengths before. Columns are combined by the eigenvectors of their Gram matrix (Stathopoulos and Wu 2002): a
   // few products of matrices instead of many short ones.
   void place(const Vectors& candidates, std::vector<double> squares, index_t room) {
-    for (double& square : squares) square *= dry() * dry();
+    for (double& square : squares)
+      square = std::max(square * dry() * dry(), std::pow(2 * Space::epsilon() * norm_, 2.0));
     index_t count = 0;
     for (;;) {
       // Directions that are too short beside others to be told from them in one Gram matrix come in a later turn.
@@ -305,7 +322,9 @@ class BlockKrylov {
   // Makes columns [done, end) behind the basis orthonormal to everything before them and to each other, and returns the
   // end of those that are left: what depends on others is dropped.
   index_t orthonormalize(index_t done, index_t end) {
-    for (int round = 0; round < most_rounds && done < end; ++round) {
+    for (int round = 0; done < end; ++round) {
+      // What never comes clear of the others is their rounding.
+      if (round == most_rounds) return done;
       const Vectors block = basis_.columns(size_ + done, end - done);
       std::vector<double> squares = diagonal(space_.inner(block, block));
       const double overlap =
@@ -375,8 +394,14 @@ class BlockKrylov {
         gap = std::max(gap, std::abs(projections(size_ + i, j) - projections(size_ + j, i)));
       }
     }
+    // Images of all but the last block lie in the basis, to which this one is orthogonal.
+    for (index_t i = 0; i < rest_first_; ++i) {
+      for (index_t j = 0; j < pending_; ++j) gap = std::max(gap, std::abs(projections(i, j)));
+    }
     if (gap > options_.symmetry_tolerance * norm_) {
-      throw InvalidArgument("A must be symmetric, got products with u·Av and v·Au " + std::to_string(gap / norm_) +
+      char text[16];
+      std::snprintf(text, sizeof text, "%.1e", gap / norm_);
+      throw InvalidArgument(std::string("A must be symmetric, got products with u·Av and v·Au ") + text +
                             " ||A|| apart");
     }
   }

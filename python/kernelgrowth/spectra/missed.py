@@ -73,8 +73,7 @@ def _outside(pairs: KrylovPairs, operand: Operand, rounding: float) -> float:
     if operand.semidefinite and not math.isnan(operand.trace):
         trace = _scaled(operand.trace, -pairs.exponent)
         bounds.append(max(0.0, trace - pairs.projected_trace) + rounding * trace)
-    # An interruption may have left probes out of the sum.
-    if not math.isnan(pairs.probe_squares) and pairs.interrupted is None:
+    if not math.isnan(pairs.probe_squares):
         bounds.append(norm_from_probes(pairs.probe_squares, _PROBES))
     return min(bounds)
 

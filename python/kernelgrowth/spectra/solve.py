@@ -22,10 +22,9 @@ from kernelgrowth.spectra.symmetry import symmetry_tolerance
 
 __all__ = ["default_width", "eigsh", "is_dense", "krylov_result", "raise_interruption", "solve_dense"]
 
-# Up to this many rows LAPACK on the stored matrix takes a few milliseconds and has no tolerance to choose.
-_DENSE_ROWS = 256
-# From this fraction of the spectrum on, an iteration saves nothing over a factorisation.
-_DENSE_FRACTION = 0.125
+# Up to this many rows LAPACK on the stored matrix takes a few milliseconds and has no tolerance to choose; up to so
+# many times the vectors of a block, the small problems of an iteration take as long.
+_DENSE_ROWS, _DENSE_BLOCKS = 256, 9
 # Products after which a random start may have become something.
 _COLD_PASSES = 3
 # Vectors beyond k in a block: they let the last wanted pairs converge about as fast as the first. Where more of them
@@ -94,8 +93,8 @@ def eigsh(
 
     Notes
     -----
-    Stored matrices and Gram operators of up to 256 rows, and larger stored ones when k exceeds an eighth of the
-    spectrum, are solved directly by LAPACK in float64: O(n³) work, ``passes`` 0. Everything else goes to the compiled
+    Stored matrices and Gram operators of up to 256 rows, and stored ones of up to nine times the vectors of a block,
+    are solved directly by LAPACK in float64: O(n³) work, ``passes`` 0. Everything else goes to the compiled
     block Krylov iteration: vectors are in the dtype of `A`, their inner products in float64. Each pass is one product
     with at most ``block_size`` vectors; memory is a basis of up to ``k + 10 * block_size`` vectors. A block of at least
     k random vectors reaches k copies of a repeated eigenvalue; when it is narrower, or `v0` was given, the complement
@@ -124,14 +123,14 @@ def eigsh(
     return result
 
 
-def default_width(operand: Operand, k: int) -> int:
-    """Return how many vectors a block has."""
-    return min(operand.n, k + _EXTRA_COLUMNS + (min(k, _MOST_CHEAP_COLUMNS) if operand.wide else 0))
+def default_width(operand: Operand, k: int, *, wide: bool = False) -> int:
+    """Return how many vectors a block has: more where they are cheap, or are to be followed."""
+    return min(operand.n, k + _EXTRA_COLUMNS + (min(k, _MOST_CHEAP_COLUMNS) if wide or operand.wide else 0))
 
 
-def is_dense(operand: Operand, k: int, rows: int = _DENSE_ROWS) -> bool:
-    """Whether LAPACK on the stored matrix is the way to solve it: up to so many rows, and for much of the spectrum."""
-    return operand.matrix is not None and (operand.n <= rows or k > _DENSE_FRACTION * operand.n)
+def is_dense(operand: Operand, k: int, rows: int = _DENSE_ROWS, blocks: int = _DENSE_BLOCKS) -> bool:
+    """Whether LAPACK on the stored matrix is the way to solve it: up to so many rows, or blocks of vectors."""
+    return operand.matrix is not None and operand.n <= max(rows, blocks * default_width(operand, k))
 
 
 def solve_dense(operand: Operand, k: int, tol: float) -> EigenResult:
@@ -209,8 +208,6 @@ class _Solver:
                     threshold=threshold,
                     least_scale=pairs.scale,
                     exponent=pairs.exponent,
-                    # Seen before; what is left of a matrix of low rank is rounding, which has no symmetry.
-                    symmetry_tolerance=math.inf,
                 )
                 if outside.interrupted:
                     return dataclasses.replace(pairs, interrupted=outside.interrupted), False
@@ -235,7 +232,8 @@ class _Solver:
             first_check=first_check,
             pass_flops=self._operand.pass_flops * self._width,
             seed=self._seed,
-            **{"symmetry_tolerance": symmetry_tolerance(self._operand.dtype), **options},
+            symmetry_tolerance=symmetry_tolerance(self._operand.dtype),
+            **options,
         )
         self.passes += pairs.passes
         return pairs

@@ -24,7 +24,7 @@ from kernelgrowth.spectra.symmetry import symmetry_tolerance
 __all__ = ["EigenTracker", "TrackedEigenResult"]
 
 # Up to this many rows LAPACK is about as fast as an iteration to a moderate tolerance.
-_DENSE_ROWS = 64
+_DENSE_ROWS, _DENSE_BLOCKS = 64, 3
 # Fresh random vectors beside those of the update before: what turned into view since is found through them.
 _FRESH = 8
 # Two eigenvectors continue each other where their squared cosine is above this: at most one can.
@@ -76,8 +76,8 @@ class EigenTracker:
 
     Notes
     -----
-    Kernels of up to 64 rows, and such of which k is more than an eighth of the spectrum, are solved by LAPACK if they
-    are stored. Cost of an update otherwise: ``passes`` products with a block of the width that `eigsh` has.
+    Stored kernels of up to 64 rows, or three times the vectors of a block, are solved by LAPACK. Cost of an update
+    otherwise: ``passes`` products with at most ``2 k + 8`` vectors.
     """
 
     def __init__(self, k: int, *, tol: float = 1e-3, max_passes: int = 100, seed: int = 0) -> None:
@@ -116,7 +116,7 @@ class EigenTracker:
         operand = as_operand("K", K)
         self._check_same_kind(operand)
         k = min(self.k, operand.n)
-        if is_dense(operand, k, _DENSE_ROWS):
+        if is_dense(operand, k, _DENSE_ROWS, _DENSE_BLOCKS):
             solved = solve_dense(operand, k, self.tol)
             block = to_numpy(solved.eigenvectors)
         else:
@@ -165,7 +165,7 @@ class EigenTracker:
     def _iterate(self, operand: Operand, k: int) -> tuple[EigenResult, FloatArray]:
         """Return the solution, and the vectors that the next one starts from."""
         rng = np.random.default_rng([self._seed, self._updates])
-        width = default_width(operand, k)
+        width = default_width(operand, k, wide=True)
         start = random_block(rng, operand, width)
         if self._block is not None:
             known = self._block[:, : max(k, width - _FRESH)]
