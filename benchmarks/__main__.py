@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-# A BLAS held to another processor's kernels, or to fewer threads than the others, would be a crippled peer; such
-# variables are read when a library is first imported.
-if holding := [n for n in os.environ if n.startswith(("OPENBLAS_", "OMP_", "MKL_", "KERNELGROWTH_NUM_THREADS"))]:
-    clean = {name: value for name, value in os.environ.items() if name not in holding}
-    os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], clean)
+from benchmarks.environment import holding, start_again
+
+# No crippled peers; what is imported below reads such variables.
+if names := holding():
+    start_again("benchmarks", without=names)
 
 from benchmarks.case import OURS
 from benchmarks.machine import machine

@@ -19,7 +19,9 @@ class Workload:
 
     `contenders` are by name, None where the library they need is not installed. `error` measures an answer against
     float64 on a sample. `flops` and `bytes` are the fewest that the work needs, whoever does it: what each contender's
-    speed is counted in; bytes are those of the inputs read and the results written once.
+    speed is counted in; bytes are those of the inputs read and the results written once. `parts` names contenders that
+    do a part of the work only, to show what the rest adds: they are nobody's peers. `once` names those that take
+    many seconds and are timed a single time.
     """
 
     contenders: Mapping[str, Callable[[], Any] | None]
@@ -27,6 +29,8 @@ class Workload:
     tolerance: float
     flops: int
     bytes: int
+    parts: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

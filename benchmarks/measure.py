@@ -30,6 +30,7 @@ class Result:
     errors: dict[str, float]
     tolerance: float
     skipped: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
     @property
     def intensity(self) -> float:
@@ -43,7 +44,8 @@ class Result:
 
     @property
     def best_peer(self) -> str:
-        return min((name for name in self.timings if name != OURS), key=lambda name: self.timings[name].median)
+        others = (name for name in self.timings if not name.startswith(OURS) and name not in self.parts)
+        return min(others, key=lambda name: self.timings[name].median)
 
     def rate(self, contender: str) -> float:
         """Needed operations a second."""
@@ -72,7 +74,7 @@ def measure(case: Case, *, repeats: int) -> Result:
     contenders, errors, skipped = check(workload)
     # Measured before and after the contenders, since a shared machine's speed changes by the minute.
     before = _roofs(case.dtype)
-    timings = interleaved(contenders, repeats=repeats)
+    timings = interleaved(contenders, repeats=repeats, once=workload.once)
     after = _roofs(case.dtype)
     ceiling, bandwidth = (max(pair) for pair in zip(before, after, strict=True))
     return Result(
@@ -86,6 +88,7 @@ def measure(case: Case, *, repeats: int) -> Result:
         errors,
         workload.tolerance,
         skipped,
+        workload.parts,
     )
 
 

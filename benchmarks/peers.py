@@ -1,4 +1,4 @@
-"""JAX and PyTorch as contenders; a contender is None where its library is not installed."""
+"""JAX, PyTorch and the BLAS as contenders; a contender is None where the library it needs is not installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from kernelgrowth._backend import native
 
-__all__ = ["jitted", "torch_jacobian_contraction"]
+__all__ = ["jitted", "torch_jacobian_contraction", "with_blas_threads"]
 
 
 def jitted(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any] | None:
@@ -51,3 +51,19 @@ def torch_jacobian_contraction(
             return torch.stack([j @ j.T for j in rows]).sum(0).numpy()
 
     return kernel
+
+
+def with_blas_threads(count: int, run: Callable[[], Any]) -> Callable[[], Any] | None:
+    """Return `run` with so many threads for NumPy's and SciPy's BLAS; None where threadpoolctl is not installed."""
+    if not importlib.util.find_spec("threadpoolctl"):
+        return None
+    import threadpoolctl
+
+    # Finding the libraries takes longer than some of what is run.
+    libraries = threadpoolctl.ThreadpoolController()
+
+    def limited() -> Any:
+        with libraries.limit(limits=count, user_api="blas"):
+            return run()
+
+    return limited

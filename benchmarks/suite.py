@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks import convolution, end_to_end, end_to_end_cnn, gram, multi_output, products, statistics
+from benchmarks import (
+    convolution,
+    end_to_end,
+    end_to_end_cnn,
+    gram,
+    multi_output,
+    products,
+    spectra,
+    statistics,
+    tracking,
+)
 
 __all__ = ["CASES"]
 
@@ -12,6 +22,8 @@ CASES = (
     *convolution.CASES,
     *products.CASES,
     *statistics.CASES,
+    *spectra.CASES,
+    *tracking.CASES,
     *end_to_end.CASES,
     *end_to_end_cnn.CASES,
 )

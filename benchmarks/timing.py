@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +20,26 @@ class Timing:
     slowest: float
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], *, repeats: int, once: Collection[str] = ()
+) -> dict[str, Timing]:
     """Time each contender `repeats` times in turn; all of them must have run before, as compilers take their time.
 
     A turn is a rest, untimed calls for a few hundredths of a second, and a timed one. OpenBLAS's threads spin for a
     while after a call, on the processors that the next contender needs; and after a rest the operating system takes
-    a few calls to spread a contender's threads over the processors again. A call that lasts long warms up by itself.
+    a few calls to spread a contender's threads over the processors again. A call that lasts long warms up by itself;
+    contenders of which one takes many seconds may be timed `once`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
+    for turn in range(repeats):
         for name, run in contenders.items():
+            if turn and name in once:
+                continue
             time.sleep(_REST)
             warm = time.perf_counter() + _WARM
-            if not seconds[name] or seconds[name][-1] < 20 * _WARM:
+            if name not in once and (not seconds[name] or seconds[name][-1] < 20 * _WARM):
                 run()
-            while time.perf_counter() < warm:
+            while name not in once and time.perf_counter() < warm:
                 run()
             start = time.perf_counter()
             run()
