@@ -286,7 +286,7 @@ def _warn(result: EigenResult, pairs: KrylovPairs, tol: float, searched: bool) -
     converged = to_numpy(result.converged)
     if not converged.all():
         problems.append(
-            f"{len(converged) - np.count_nonzero(converged)} of {len(converged)} eigenpairs have a residual above the tolerance "
+            f"{np.count_nonzero(converged == 0)} of {len(converged)} eigenpairs have a residual above the tolerance "
             f"(largest {pairs.residuals.max():.1e}, allowed {tol * pairs.scale:.1e}, in units of 2**{pairs.exponent})"
         )
     if not searched:
