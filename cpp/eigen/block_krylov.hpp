@@ -117,8 +117,9 @@ class BlockKrylov {
     Small rest = space_.inner(image, image);
     std::vector<double> squares = diagonal(rest);
     for (index_t i = 0; i < end; ++i) {
-      for (index_t j = 0; j < pending_; ++j)
+      for (index_t j = 0; j < pending_; ++j) {
         squares[static_cast<std::size_t>(j)] += projections(i, j) * projections(i, j);
+      }
     }
     check_symmetric(projections, squares);
 
@@ -296,11 +297,12 @@ class BlockKrylov {
 
   // Makes `room` orthonormal columns the pending block: those that span the candidates outside locked vectors and
   // basis, topped up at random. The candidates are orthogonal to those up to rounding already; `squares` are their
-  // squared lengths before. Columns are combined by the eigenvectors of their Gram matrix (Stathopoulos and Wu 2002): a
-  // few products of matrices instead of many short ones.
+  // squared lengths before. Columns are combined by what their Gram matrix says (`whitening`): a few products of
+  // matrices instead of many short ones.
   void place(const Vectors& candidates, std::vector<double> squares, index_t room) {
-    for (double& square : squares)
-      square = std::max(square * dry() * dry(), std::pow(2 * Space::epsilon() * norm_, 2.0));
+    // Nor is anything known below the rounding of products with other vectors.
+    const double least = std::pow(2 * Space::epsilon() * norm_, 2.0);
+    for (double& square : squares) square = std::max(square * dry() * dry(), least);
     index_t count = 0;
     for (;;) {
       // Directions that are too short beside others to be told from them in one Gram matrix come in a later turn.
