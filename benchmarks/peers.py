@@ -53,7 +53,7 @@ def torch_jacobian_contraction(
     return kernel
 
 
-def with_blas_threads(count: int, run: Callable[[], Any]) -> Callable[[], Any] | None:
+def with_blas_threads(count: int, run: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return `run` with so many threads for NumPy's and SciPy's BLAS; None where threadpoolctl is not installed."""
     if not importlib.util.find_spec("threadpoolctl"):
         return None
@@ -62,8 +62,8 @@ def with_blas_threads(count: int, run: Callable[[], Any]) -> Callable[[], Any] |
     # Finding the libraries takes longer than some of what is run.
     libraries = threadpoolctl.ThreadpoolController()
 
-    def limited() -> Any:
+    def limited(*arguments: Any) -> Any:
         with libraries.limit(limits=count, user_api="blas"):
-            return run()
+            return run(*arguments)
 
     return limited

@@ -177,10 +177,12 @@ __attribute__((always_inline)) inline void register_tile(const T* a, std::ptrdif
   for (std::size_t k = 0; k < depth; ++k, a += depth_stride, b += panel) {
     // The next panel comes from the third-level cache, whose latency the hardware's own prefetch does not hide.
     if constexpr (Fetch) __builtin_prefetch(ahead);
+    // So do the next rows, where they follow each other in memory; to the second level, not to push the panel out.
     if constexpr (FetchRows) {
       if (k % line<T> == 0) {
 #pragma GCC unroll 8
-        for (std::size_t i = 0; i < rows; ++i) __builtin_prefetch(a + static_cast<std::ptrdiff_t>(rows + i) * row_stride);
+        for (std::size_t i = 0; i < rows; ++i)
+          __builtin_prefetch(a + static_cast<std::ptrdiff_t>(rows + i) * row_stride, 0, 2);
       }
     }
     ahead += ahead_step;

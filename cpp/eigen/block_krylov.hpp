@@ -86,17 +86,18 @@ class BlockKrylov {
   // One projection takes an overlap down to its product with the rounding error: below this it is down to rounding.
   static constexpr double small_overlap = 0.1, nearly_orthonormal = 0.01;
   static constexpr int most_rounds = 30;
-  static constexpr index_t basis_blocks = 10, widest_basis = 4096;
+  static constexpr index_t few_blocks = 8, basis_blocks = 10, widest_basis = 4096;
   // How small the residual of the complement's leading Ritz value must be against its distance from the threshold.
   static constexpr double search_margin = 1e-3;
   // LAPACK takes about as long for n^3 of a small problem as products take for so many operations (on AVX-512).
   static constexpr double operations_per_cube = 500;
   static constexpr index_t most_unchecked = 2;
 
-  // At least two blocks beside what is wanted; ten, as long as their small problems are small.
+  // At least two blocks beside what is wanted; ten where products cost much, and their small problems do not.
   index_t basis_columns() const {
     const index_t least = options_.wanted + 2 * width_;
-    const index_t usual = std::min(options_.wanted + basis_blocks * width_, widest_basis);
+    const index_t blocks = std::isfinite(options_.pass_operations) ? few_blocks : basis_blocks;
+    const index_t usual = std::min(options_.wanted + blocks * width_, widest_basis);
     return std::min(room_, std::max(least, options_.columns > 0 ? options_.columns : usual));
   }
   Vectors locked() const { return locked_.columns(0, locked_count_); }

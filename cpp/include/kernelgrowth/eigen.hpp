@@ -25,7 +25,7 @@ struct KrylovOptions {
   index_t wanted = 1;       // eigenpairs
   index_t required = 0;     // how many of them have to meet the tolerance; 0: all
   index_t width = 1;        // vectors in a product, at most
-  index_t columns = 0;      // of the basis, which is restarted when they are used up; 0: wanted + 10 width, or fewer
+  index_t columns = 0;      // of the basis, which is restarted when they are used up; 0: up to wanted + 10 width
   double tolerance = 1e-6;  // of residuals, relative to the largest absolute Ritz value, or to `least_scale`
   double least_scale = 0;
   double threshold = std::numeric_limits<double>::infinity();  // a leading Ritz value above it settles the search

@@ -28,8 +28,8 @@ _DENSE_ROWS, _DENSE_BLOCKS = 256, 9
 # Products after which a random start may have become something.
 _COLD_PASSES = 3
 # Vectors beyond k in a block: they let the last wanted pairs converge about as fast as the first. Where more of them
-# cost little, up to 20 more take the place of passes (for k = 20 on whitened digits, 6 in place of 8).
-_EXTRA_COLUMNS, _MOST_CHEAP_COLUMNS = 8, 20
+# cost little, up to 12 more take the place of passes (for k = 20 on whitened digits, 6 in place of 8).
+_EXTRA_COLUMNS, _CHEAP_COLUMNS = 8, 12
 
 
 def eigsh(
@@ -62,7 +62,7 @@ def eigsh(
     v0 : (n,) or (n, m) array, optional
         Start vectors of the iteration, such as the eigenvectors of a similar matrix. The direct solver needs none.
     block_size : int, optional
-        Most vectors in one product of the iteration; ``k + 8`` unless given, and up to 20 more where K is stored or
+        Most vectors in one product of the iteration; ``k + 8`` unless given, and up to 12 more where K is stored or
         computed by tiles, so that they cost little.
     max_passes : int
         Products with a block of vectors after which the iteration stops, once it has k vectors.
@@ -123,9 +123,9 @@ def eigsh(
     return result
 
 
-def default_width(operand: Operand, k: int, *, wide: bool = False) -> int:
-    """Return how many vectors a block has: more where they are cheap, or are to be followed."""
-    return min(operand.n, k + _EXTRA_COLUMNS + (min(k, _MOST_CHEAP_COLUMNS) if wide or operand.wide else 0))
+def default_width(operand: Operand, k: int) -> int:
+    """Return how many vectors a block has."""
+    return min(operand.n, k + _EXTRA_COLUMNS + (min(k, _CHEAP_COLUMNS) if operand.wide else 0))
 
 
 def is_dense(operand: Operand, k: int, rows: int = _DENSE_ROWS, blocks: int = _DENSE_BLOCKS) -> bool:

@@ -18,15 +18,16 @@ from kernelgrowth._backend.errors import NotConvergedWarning
 from kernelgrowth.spectra.missed import draw_probes
 from kernelgrowth.spectra.operand import Operand, as_operand, random_block
 from kernelgrowth.spectra.result import EigenResult
-from kernelgrowth.spectra.solve import default_width, is_dense, krylov_result, raise_interruption, solve_dense
+from kernelgrowth.spectra.solve import is_dense, krylov_result, raise_interruption, solve_dense
 from kernelgrowth.spectra.symmetry import symmetry_tolerance
 
 __all__ = ["EigenTracker", "TrackedEigenResult"]
 
 # Up to this many rows LAPACK is about as fast as an iteration to a moderate tolerance.
 _DENSE_ROWS, _DENSE_BLOCKS = 64, 3
-# Fresh random vectors beside those of the update before: what turned into view since is found through them.
-_FRESH = 8
+# Vectors followed beside the k, which keep a flat top of the spectrum together, and fresh random ones: what turned into
+# view since is found through them.
+_MOST_FOLLOWED, _FRESH = 20, 8
 # Two eigenvectors continue each other where their squared cosine is above this: at most one can.
 _CONTINUES = 0.5
 
@@ -165,7 +166,7 @@ class EigenTracker:
     def _iterate(self, operand: Operand, k: int) -> tuple[EigenResult, FloatArray]:
         """Return the solution, and the vectors that the next one starts from."""
         rng = np.random.default_rng([self._seed, self._updates])
-        width = default_width(operand, k, wide=True)
+        width = min(operand.n, k + min(k, _MOST_FOLLOWED) + _FRESH)
         start = random_block(rng, operand, width)
         if self._block is not None:
             known = self._block[:, : max(k, width - _FRESH)]
