@@ -167,10 +167,9 @@ class EigenTracker:
         """Return the solution, and the vectors that the next one starts from."""
         rng = np.random.default_rng([self._seed, self._updates])
         width = min(operand.n, k + min(k, _MOST_FOLLOWED) + _FRESH)
-        start = random_block(rng, operand, width)
-        if self._block is not None:
-            known = self._block[:, : max(k, width - _FRESH)]
-            start[:, : known.shape[1]] = known
+        known = np.empty((operand.n, 0), operand.dtype) if self._block is None else self._block
+        known = known[:, : max(k, width - _FRESH)]
+        start = np.concatenate([known, random_block(rng, operand, width - known.shape[1])], axis=1)
         pairs = block_krylov(
             operand.product,
             start,
