@@ -44,6 +44,8 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 def atomic_save_array(path: str | os.PathLike[str], array: np.ndarray[Any, Any], *, durable: bool = True) -> None:
     """Write one array to `path` in NumPy's `.npy` format, all or nothing; `durable` as for `atomic_writer`."""
     values = np.asarray(array, order="C")
+    if values.dtype.hasobject:
+        raise ValueError("Object arrays cannot be saved: what they hold would have to be pickled")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
     with atomic_writer(path, durable=durable) as stream:
