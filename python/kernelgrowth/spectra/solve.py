@@ -58,7 +58,8 @@ def eigsh(
         Number of eigenpairs, 1 to n.
     tol : float
         A pair counts as converged when ``||K v - λ v|| <= tol * λ_1`` (for an indefinite K, the largest absolute
-        eigenvalue known stands for λ_1). In float32, products are good to about 3e-7 λ_1.
+        eigenvalue known stands for λ_1). In float32, products are good to about 3e-7 λ_1, and to 1e-5 λ_1 where all
+        entries are equal.
     v0 : (n,) or (n, m) array, optional
         Start vectors of the iteration, such as the eigenvectors of a similar matrix. The direct solver needs none.
     block_size : int, optional
