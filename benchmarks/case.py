@@ -17,11 +17,11 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 class Workload:
     """One piece of work in memory.
 
-    `contenders` are by name, None where the library they need is not installed. `error` measures an answer against
-    float64 on a sample. `flops` and `bytes` are the fewest that the work needs, whoever does it: what each contender's
-    speed is counted in; bytes are those of the inputs read and the results written once. `parts` names contenders that
-    do a part of the work only, to show what the rest adds: they are nobody's peers. `once` names those that take
-    many seconds and are timed a single time.
+    `contenders` are by name, None where the library they need is not installed, or is known not to reach the tolerance.
+    `error` measures an answer against float64 on a sample. `flops` and `bytes` are the fewest that the work needs,
+    whoever does it: what each contender's speed is counted in; bytes are those of the inputs read and the results
+    written once. `parts` names contenders that do a part of the work only, to show what the rest adds: they are
+    nobody's peers. `once` names those that take many seconds and are timed a single time.
     """
 
     contenders: Mapping[str, Callable[[], Any] | None]

@@ -53,7 +53,7 @@ class Result:
 
 
 def check(workload: Workload) -> tuple[dict[str, Callable[[], Any]], dict[str, float], tuple[str, ...]]:
-    """Run every contender once; return those that there are, their errors, and the names of those that lack a library.
+    """Run every contender once; return those that there are, their errors, and the names of those left out.
 
     Raises
     ------

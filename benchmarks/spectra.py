@@ -50,7 +50,7 @@ def stored(kernel: Any, k: int, tol: float, dtype: str) -> Workload:
             **arpack_contenders(kernel, k, loosest_tolerance(kernel, k, error, allowed)),
             "NumPy, block Krylov": krylov_contender(kernel, k, error, allowed),
             **({"SciPy eigh, subset": lambda: dense(kernel, k)} if len(kernel) <= _LARGEST_DENSE else {}),
-            "torch.lobpcg": lobpcg(kernel, k, tol),
+            "torch.lobpcg": lobpcg(kernel, k, tol, error, allowed),
         },
         error,
         allowed,

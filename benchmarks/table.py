@@ -30,5 +30,5 @@ def as_text(result: Result) -> str:
             f"{rate / 1e9:>8.3g} {result.bytes / timing.median / 1e9:>6.1f} {rate / result.roof:>8.0%} "
             f"{timing.median / result.timings[OURS].median:>10.2f} {result.errors[name]:>8.0e}"
         )
-    lines += [f"  {name:<36} skipped: not installed" for name in result.skipped]
+    lines += [f"  {name:<36} skipped: not installed, or never within tolerance" for name in result.skipped]
     return "\n".join(lines)
