@@ -205,7 +205,7 @@ def test_eigenvector_alignment_decomposes_the_target(seed, n, outputs, flattened
     expected = [np.sum((v @ columns) ** 2) / np.sum(y**2) for v in vectors.T]
     np.testing.assert_allclose(shares, expected, atol=1e-13)
     assert shares.sum() == pytest.approx(1)
-    np.testing.assert_allclose(eigenvector_alignment(vectors * 7.0, y * 1e-180), shares, rtol=1e-12)
+    np.testing.assert_allclose(eigenvector_alignment(vectors * 7.0, y * 1e-180), shares, rtol=1e-12, atol=1e-15)
 
 
 def test_eigenvector_alignment_takes_results_and_says_nan():

@@ -1,0 +1,264 @@
+#include "cuda/gram_kernel.hpp"
+
+#include "cuda/device.hpp"
+#include "cuda/multiply.hpp"
+
+namespace kernelgrowth::cuda {
+namespace {
+
+// Copies the chunks of all products of a tile, in the order in which they are multiplied, some stages ahead of that.
+template <class T, class Shape>
+class Loader {
+ public:
+  __device__ Loader(const GramArguments<T>& arguments, TilePlace tile, Index left_output, Index right_output,
+                    unsigned char* stages)
+      : arguments_(arguments),
+        first_row_(tile.row * Shape::rows),
+        first_column_(tile.column * Shape::columns),
+        left_output_(left_output),
+        right_output_(right_output),
+        stages_(stages) {
+    enter();
+  }
+
+  // Of the next chunk into a stage, if there is one left. Each call closes a group of copies.
+  __device__ void copy(int stage) {
+    if (term_ < arguments_.count) {
+      unsigned char* target = stages_ + stage * stage_bytes;
+      copy_rows<Shape::rows>(left_, target);
+      copy_rows<Shape::columns>(right_, target + Shape::rows * chunk_bytes);
+      advance();
+    }
+    commit_copies();
+  }
+
+  static constexpr int stage_bytes = (Shape::rows + Shape::columns) * static_cast<int>(chunk_bytes);
+
+ private:
+  template <int rows>
+  __device__ void copy_rows(const unsigned char* from, unsigned char* to) const {
+    constexpr int at_once = Shape::threads / static_cast<int>(pieces);
+    static_assert(rows % at_once == 0, "all threads copy the same number of pieces");
+    const int piece = static_cast<int>(threadIdx.x) % pieces, row = static_cast<int>(threadIdx.x) / pieces;
+#pragma unroll
+    for (int i = 0; i < rows; i += at_once) {
+      copy_async(to + place_in_tile<sizeof(T)>(row + i, piece), from + (row + i) * row_bytes_ + piece * piece_bytes);
+    }
+  }
+
+  __device__ void enter() {
+    if (term_ >= arguments_.count) return;
+    const PackedTerm<T>& term = arguments_.terms[term_];
+    if (factor_ == 0 && term.given) factor_ = 1;
+    const PackedFactor& factor = factor_ == 0 ? term.first : term.second;
+    row_bytes_ = factor.row_bytes;
+    left_ = start(factor.left, first_row_, left_output_, left_position_);
+    right_ = start(factor.right, first_column_, right_output_, right_position_);
+    end_ = left_ + row_bytes_;
+  }
+  __device__ const unsigned char* start(const PackedSide& side, Index row, Index output, int position) const {
+    return side.data + row * row_bytes_ + output * side.output_bytes + position * side.position_bytes;
+  }
+
+  __device__ void advance() {
+    left_ += chunk_bytes;
+    right_ += chunk_bytes;
+    if (left_ < end_) return;
+    const PackedTerm<T>& term = arguments_.terms[term_];
+    if (factor_ == 0 && term.has_second) {
+      factor_ = 1;
+    } else {
+      factor_ = 0;
+      if (++right_position_ == term.right_positions) {
+        right_position_ = 0;
+        if (++left_position_ == term.left_positions) {
+          left_position_ = 0;
+          ++term_;
+        }
+      }
+    }
+    enter();
+  }
+
+  const GramArguments<T>& arguments_;
+  Index first_row_, first_column_, left_output_, right_output_;
+  unsigned char* stages_;
+  int term_ = 0, left_position_ = 0, right_position_ = 0, factor_ = 0;
+  Index row_bytes_ = 0;
+  const unsigned char *left_ = nullptr, *right_ = nullptr, *end_ = nullptr;
+};
+
+// A thread's numbers of the tile's total: in registers where there is room for them, else in shared memory.
+template <class T, int count, int threads, bool in_shared>
+struct Totals {
+  T values[count];
+  __device__ explicit Totals(T*) {}
+  __device__ T& operator[](int i) { return values[i]; }
+};
+template <class T, int count, int threads>
+struct Totals<T, count, threads, true> {
+  T* values;
+  __device__ explicit Totals(T* shared) : values(shared + threadIdx.x) {}
+  __device__ T& operator[](int i) { return values[i * threads]; }
+};
+
+template <class Multiply_, class Shape_, int stages_, bool total_in_shared_>
+struct Configuration {
+  using Multiply = Multiply_;
+  using Shape = Shape_;
+  using T = typename Multiply::Number;
+  static constexpr int stages = stages_;
+  static constexpr bool total_in_shared = total_in_shared_;
+  using Total = Totals<T, Multiply::count, Shape::threads, total_in_shared>;
+  static constexpr int stage_bytes = Loader<T, Shape>::stage_bytes;
+  static constexpr int shared_bytes =
+      stages * stage_bytes + (total_in_shared ? Shape::rows * Shape::columns * static_cast<int>(sizeof(T)) : 0);
+};
+
+// The product of one factor's vectors, `fold`ed away run by run.
+template <class Configuration, class Loader, class Fold>
+__device__ void product(Loader& loader, const unsigned char* shared, int& stage, Index chunks, const Fold& fold) {
+  using Multiply = typename Configuration::Multiply;
+  constexpr int stages = Configuration::stages;
+  typename Multiply::Number sums[Multiply::count] = {};
+  for (Index chunk = 0; chunk < chunks; ++chunk) {
+    wait_copies<stages - 2>();
+    barrier();
+    loader.copy(stage == 0 ? stages - 1 : stage - 1);
+    const unsigned char* left = shared + stage * Configuration::stage_bytes;
+    Multiply::multiply(left, left + Configuration::Shape::rows * chunk_bytes, sums);
+    stage = stage == stages - 1 ? 0 : stage + 1;
+    if ((chunk + 1) % run_chunks == 0 || chunk + 1 == chunks) {
+#pragma unroll
+      for (int i = 0; i < Multiply::count; ++i) {
+        fold(i, sums[i]);
+        sums[i] = 0;
+      }
+    }
+  }
+}
+
+template <class Configuration>
+__global__ __launch_bounds__(Configuration::Shape::threads) void gram_kernel(
+    const __grid_constant__ GramArguments<typename Configuration::T> arguments) {
+  using T = typename Configuration::T;
+  using Multiply = typename Configuration::Multiply;
+  using Shape = typename Configuration::Shape;
+  static_assert(Shape::rows == Shape::columns, "a triangle is divided into squares");
+  const GramOutput<T>& out = arguments.out;
+  const Index rows = divide_up(out.rows, Shape::rows), columns = divide_up(out.columns, Shape::columns);
+  const Index pairs = out.pairs(), index = blockIdx.x / pairs, pair = blockIdx.x % pairs;
+  const TilePlace tile = out.triangle ? triangle_tile(index, rows) : rectangle_tile(index, rows, columns);
+  const Index c = out.paired ? pair : pair / out.right_outputs, e = out.paired ? pair : pair % out.right_outputs;
+  if (!out.wants(tile, c, e)) return;
+
+  unsigned char* shared = shared_memory<unsigned char>();
+  typename Configuration::Total total(
+      reinterpret_cast<T*>(shared + Configuration::stages * Configuration::stage_bytes));
+  auto row = [&](int i) { return tile.row * Shape::rows + Multiply::row(i); };
+  auto column = [&](int i) { return tile.column * Shape::columns + Multiply::column(i); };
+
+  Loader<T, Shape> loader(arguments, tile, c, e, shared);
+  for (int stage = 0; stage < Configuration::stages - 1; ++stage) loader.copy(stage);
+#pragma unroll
+  for (int i = 0; i < Multiply::count; ++i) {
+    const bool read = out.accumulate && out.has(row(i), c, column(i), e);
+    if (!read) {
+      total[i] = 0;
+    } else {
+      total[i] = out.data[out.mirrored ? out.upper(row(i), c, column(i), e) : out.place(row(i), c, column(i), e)];
+    }
+  }
+
+  int stage = 0;
+  for (int t = 0; t < arguments.count; ++t) {
+    const PackedTerm<T>& term = arguments.terms[t];
+    const T scale = term.scale, offset = term.offset;
+    const Index first_chunks = term.first.row_bytes / chunk_bytes, second_chunks = term.second.row_bytes / chunk_bytes;
+    if (!term.has_second) {
+      product<Configuration>(loader, shared, stage, first_chunks, [&](int i, T sum) { total[i] += scale * sum; });
+      if (offset != 0) {
+#pragma unroll
+        for (int i = 0; i < Multiply::count; ++i) total[i] += scale * offset;
+      }
+      continue;
+    }
+    for (Index p = 0; p < static_cast<Index>(term.left_positions) * term.right_positions; ++p) {
+      T factor[Multiply::count] = {};
+      if (term.given) {
+        const T* given = term.given + p * term.given_pair_stride;
+#pragma unroll
+        for (int i = 0; i < Multiply::count; ++i) {
+          if (row(i) < out.rows && column(i) < out.columns)
+            factor[i] = given[row(i) * term.given_row_stride + column(i)];
+        }
+      } else {
+        product<Configuration>(loader, shared, stage, first_chunks, [&](int i, T sum) { factor[i] += sum; });
+      }
+#pragma unroll
+      for (int i = 0; i < Multiply::count; ++i) factor[i] = scale * (factor[i] + offset);
+      product<Configuration>(loader, shared, stage, second_chunks, [&](int i, T sum) { total[i] += factor[i] * sum; });
+    }
+  }
+  wait_copies<0>();
+
+#pragma unroll
+  for (int i = 0; i < Multiply::count; ++i) {
+    const Index n = row(i), m = column(i);
+    if (!out.has(n, c, m, e)) continue;
+    out.data[out.place(n, c, m, e)] = total[i];
+    if (out.mirrored) out.data[out.mirror(n, c, m, e)] = total[i];
+  }
+}
+
+using LargeShape = Shape<large_tile, large_tile, 64, 32>;
+using SmallShape = Shape<small_tile, small_tile, 32, 32>;
+using DoubleShape = Shape<small_tile, small_tile, 32, 16>;
+
+template <Precision precision>
+using Large = Configuration<TensorCores<precision, LargeShape>, LargeShape, 3, true>;
+template <Precision precision>
+using Small = Configuration<TensorCores<precision, SmallShape>, SmallShape, 4, false>;
+using SmallDouble = Configuration<TensorCores<Precision::float64, DoubleShape>, DoubleShape, 4, false>;
+using SmallSimt = Configuration<Simt<float, SmallShape>, SmallShape, 3, false>;
+
+template <class Configuration>
+void run(const GramArguments<typename Configuration::T>& arguments, void* stream) {
+  using Shape = typename Configuration::Shape;
+  const auto& out = arguments.out;
+  const Index rows = divide_up(out.rows, Shape::rows), columns = divide_up(out.columns, Shape::columns);
+  const Index tiles = out.triangle ? triangle_tiles(rows) : rows * columns;
+  launch("gram", &gram_kernel<Configuration>, {tiles * out.pairs(), 1, 1}, Shape::threads, Configuration::shared_bytes,
+         stream, arguments);
+}
+
+}  // namespace
+
+bool prefers_large_tiles(Precision precision, Index tiles) {
+  constexpr Index for_each_multiprocessor = 2;
+  return precision != Precision::simt && precision != Precision::float64 &&
+         tiles >= for_each_multiprocessor * multiprocessors() &&
+         Large<Precision::float32>::shared_bytes <= shared_memory_limit();
+}
+
+template <>
+void launch_gram<float>(const GramArguments<float>& arguments, Precision precision, bool large, void* stream) {
+  switch (precision) {
+    case Precision::bf16:
+      return large ? run<Large<Precision::bf16>>(arguments, stream) : run<Small<Precision::bf16>>(arguments, stream);
+    case Precision::tf32:
+      return large ? run<Large<Precision::tf32>>(arguments, stream) : run<Small<Precision::tf32>>(arguments, stream);
+    case Precision::float32:
+      return large ? run<Large<Precision::float32>>(arguments, stream)
+                   : run<Small<Precision::float32>>(arguments, stream);
+    default:
+      return run<SmallSimt>(arguments, stream);
+  }
+}
+
+template <>
+void launch_gram<double>(const GramArguments<double>& arguments, Precision, bool, void* stream) {
+  run<SmallDouble>(arguments, stream);
+}
+
+}  // namespace kernelgrowth::cuda

@@ -1,0 +1,3 @@
+// The sources of all kernels, for the host.
+#include "cuda/gram_kernel.cu"
+#include "cuda/rows.cu"
