@@ -19,6 +19,8 @@ void register_matmul(py::module_& m);
 void register_im2col(py::module_& m);
 void register_statistics(py::module_& m);
 
+void register_cuda_gram(py::module_& m);
+
 // Answers Ctrl-C from inside a long call: takes the GIL a few times a second and raises what a signal handler raised.
 // Python runs signal handlers on its main thread only. Other threads must not ask: while the interpreter shuts down,
 // asking for the GIL ends a daemon thread by a forced unwinding, which C++ frames on the way would turn into an abort.

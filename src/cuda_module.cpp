@@ -1,6 +1,8 @@
 #include <pybind11/pybind11.h>
 
+#include "bindings.hpp"
 #include "kernelgrowth/cuda.hpp"
+#include "kernelgrowth/error.hpp"
 
 namespace py = pybind11;
 namespace cuda = kernelgrowth::cuda;
@@ -8,6 +10,8 @@ using namespace py::literals;
 
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.doc() = "The compiled CUDA part. Importing it needs neither a GPU nor a driver.";
+  py::register_local_exception<kernelgrowth::WorkspaceTooSmall>(m, "WorkspaceTooSmall", PyExc_MemoryError);
+  kernelgrowth::python::register_cuda_gram(m);
   m.def("compiled_architectures", &cuda::compiled_architectures);
   m.def("runtime_version", &cuda::runtime_version);
   m.def("driver_version", &cuda::driver_version);

@@ -1,5 +1,22 @@
+from collections.abc import Sequence
 from typing import Any
 
+class WorkspaceTooSmall(MemoryError): ...
+
+def gram(
+    terms: Sequence[Any],
+    out: Any,
+    *,
+    symmetric: bool,
+    accumulate: bool = False,
+    precision: str,
+    workspace: int,
+    workspace_bytes: int,
+    stream: int = 0,
+) -> None: ...
+def gram_workspace(
+    terms: Sequence[Any], rows: int, cols: int, *, kernels: int = 1, symmetric: bool, precision: str
+) -> tuple[int, int]: ...
 def compiled_architectures() -> str: ...
 def runtime_version() -> int: ...
 def driver_version() -> int: ...
