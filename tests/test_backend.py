@@ -102,10 +102,22 @@ class TestArrays:
                 raise BufferError("not on the CPU")
 
             def __dlpack_device__(self):
-                return (2, 0)
+                return (4, 0)
 
         with pytest.raises(BackendError, match="x: no NumPy view of this OnADevice through DLPack"):
             as_array("x", OnADevice())
+
+    def test_what_lives_on_a_gpu_needs_cupy(self, monkeypatch):
+        class OnAGpu:
+            def __dlpack__(self, **options):
+                raise AssertionError("not asked for")
+
+            def __dlpack_device__(self):
+                return (2, 0)
+
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        with pytest.raises(BackendError, match=r"x is on a GPU, which needs CuPy: install kernelgrowth\[cuda13\]"):
+            as_array("x", OnAGpu())
 
     def test_mixed_dtypes_are_refused_by_name(self):
         assert float_dtype(a=np.ones(1), b=np.ones(2)) == np.float64

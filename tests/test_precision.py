@@ -45,6 +45,8 @@ def test_the_precision_of_the_features_is_the_default(dtype):
 
 def test_refusals_name_the_argument(monkeypatch):
     with pytest.raises(ValueError, match="precision must be one of"):
+        empirical_ntk(features("float32"), precision="fp8")
+    with pytest.raises(BackendError, match="precision='tf32' needs features on a GPU"):
         empirical_ntk(features("float32"), precision="tf32")
     with pytest.raises(ValueError, match="precision='float64' wants float64 features, got float32"):
         empirical_ntk(features("float32"), precision="float64")

@@ -28,6 +28,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.floating[Any]]
 
 _LOOKED_AT = 2**20  # entries of which those that are not finite are listed at a time
+_DLPACK_CUDA = 2  # the type of NVIDIA's devices in DLPack
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -61,7 +62,8 @@ def as_array(
     """Return `x` as a float32 or float64 array without a copy where possible, checked by name.
 
     Integers and booleans become float64; float16 and long double are refused rather than cast.
-    Anything that speaks DLPack on the CPU is taken without a copy; CuPy arrays are returned as they are.
+    Anything that speaks DLPack is taken without a copy, as a CuPy array where it lives on an NVIDIA GPU; CuPy arrays
+    are returned as they are.
 
     Parameters
     ----------
@@ -80,6 +82,8 @@ def as_array(
     ------
     TypeError
         If `x` is no real floating array, or of another dtype than asked.
+    BackendError
+        If its library hands out no view of it, or it lives on a GPU and CuPy is not installed.
     ValueError
         If the number of dimensions is wrong or a value is not finite.
     """
@@ -110,6 +114,8 @@ def _import_array(name: str, x: Any) -> Any:
     if hasattr(x, "__dlpack__"):
         if getattr(x, "requires_grad", False):
             x = x.detach()
+        if _is_on_gpu(x):
+            return _cupy(name).from_dlpack(x)
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, ValueError) as error:
@@ -121,6 +127,17 @@ def _import_array(name: str, x: Any) -> Any:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be an array of real numbers, got {type(x).__name__} with dtype {array.dtype}")
     return array
+
+
+def _is_on_gpu(x: Any) -> bool:
+    return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == _DLPACK_CUDA
+
+
+def _cupy(name: str) -> Any:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise BackendError(f"{name} is on a GPU, which needs CuPy: install kernelgrowth[cuda13]") from error
 
 
 def check_finite(name: str, array: Any) -> None:

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kernelgrowth._backend.checks import check_integer
@@ -37,8 +38,10 @@ def _available_memory_lately(moment: int) -> int:
     return available_memory()
 
 
-def resolve_memory_limit(memory_limit: int | None) -> int:
-    """Return `memory_limit` in bytes, or half of what is available when it is None."""
+def resolve_memory_limit(memory_limit: int | None, available: Callable[[], int] | None = None) -> int:
+    """Return `memory_limit` in bytes, or half of what is available, on another device if asked, when it is None."""
+    if memory_limit is None and available is not None:
+        return available() // 2
     if memory_limit is None:
         # The system is asked a few times a second at most: asking takes longer than a small kernel.
         return _available_memory_lately(int(time.monotonic() * 4)) // 2

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernelgrowth._backend import cuda
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.errors import BackendError
@@ -153,7 +154,7 @@ def gram(
     workspace: int = 0,
     threads: int | None = None,
     isa: str = "",
-    bf16: bool = False,
+    precision: str = "",
 ) -> None:
     """Write (or add) the sum of `terms` to `out`, rows example-major.
 
@@ -174,9 +175,20 @@ def gram(
         The bits of the result do not depend on it.
     isa : str
         Instruction set; empty for the active one.
-    bf16 : bool
-        Round float32 vectors to bfloat16 before they are multiplied; needs `has_bf16`.
+    precision : str
+        In which vectors are multiplied; empty for that of their dtype. "bf16" rounds float32 vectors to bfloat16 and
+        needs `has_bf16`; on a GPU, which is where CuPy arrays are multiplied, see `cuda.gram`.
     """
+    if is_cupy(out):
+        cuda.gram(
+            _lower(terms),
+            out,
+            symmetric=symmetric,
+            accumulate=accumulate,
+            workspace=workspace,
+            precision=precision or str(out.dtype),
+        )
+        return
     _core.gram(
         _lower(terms),
         out,
@@ -185,7 +197,7 @@ def gram(
         workspace=workspace,
         threads=num_threads(threads),
         isa=isa,
-        bf16=bf16,
+        bf16=precision == "bf16",
     )
 
 
@@ -198,11 +210,25 @@ class GramWorkspace(NamedTuple):
 
 
 def gram_workspace(
-    terms: Sequence[GramTerm], shape: tuple[int, ...], *, symmetric: bool, threads: int | None = None
+    terms: Sequence[GramTerm],
+    shape: tuple[int, ...],
+    *,
+    symmetric: bool,
+    threads: int | None = None,
+    precision: str = "",
 ) -> GramWorkspace:
     """Return what `gram` would take for an `out` of this shape."""
     *kernels, rows, columns = shape
     count = kernels[0] if kernels else 1
+    left = terms[0].first.left
+    array = left[0] if isinstance(left, WeightedRows | OuterProductRows) else left
+    if is_cupy(array):
+
+        def needs(some: Sequence[GramTerm]) -> tuple[int, int]:
+            name = precision or str(array.dtype)
+            return cuda.gram_workspace(_lower(some), rows, columns, kernels=count, symmetric=symmetric, precision=name)
+
+        return GramWorkspace(*needs(terms), max(needs([term])[0] for term in terms))
     need = _core.gram_workspace(
         _lower(terms), rows, columns, kernels=count, symmetric=symmetric, threads=num_threads(threads)
     )

@@ -27,7 +27,7 @@ def evaluate(problem: Problem, plan: Plan, out: FloatArray) -> None:
             accumulate=done > 0,
             workspace=plan.memory_limit - plan.output_bytes - problem.copied_bytes,
             threads=plan.threads,
-            bf16=problem.bf16,
+            precision=problem.precision,
         )
         done += count
 

@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
+from kernelgrowth._backend import cuda
+from kernelgrowth._backend.arrays import FloatArray, as_array
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard, position_pairs
 from kernelgrowth.kernels.strategy import Shape, choose
 
 __all__ = [
     "OUTPUTS",
     "Problem",
+    "check_on_cpu",
     "check_pair",
     "check_preconditioner",
+    "device_of",
     "lower",
 ]
 
@@ -43,8 +47,8 @@ class Problem:
     symmetric : bool
     copied_bytes : int
         Features and weights copied for it.
-    bf16 : bool
-        Whether vectors are rounded to bfloat16 before they are multiplied.
+    precision : str
+        In which vectors are multiplied, a name of `empirical_ntk`; empty for that of their dtype.
     """
 
     blocks: tuple[LoweredBlock, ...]
@@ -53,7 +57,7 @@ class Problem:
     dtype: np.dtype[Any]
     symmetric: bool
     copied_bytes: int
-    bf16: bool = False
+    precision: str = ""
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -69,6 +73,17 @@ def _sum_over_outputs(array: FloatArray) -> FloatArray:
     return result
 
 
+def device_of(feats: GradientFeatures, feats2: GradientFeatures | None) -> Any:
+    """Return the GPU on which the features live, None on the CPU; a mixture is refused by name."""
+    return cuda.device_of(feats=arrays_of(feats), feats2=[] if feats2 is None else arrays_of(feats2))
+
+
+def check_on_cpu(what: str, feats: GradientFeatures, feats2: GradientFeatures | None) -> None:
+    """Refuse CuPy arrays where there is no kernel for them."""
+    if device_of(feats, feats2) is not None:
+        raise BackendError(f"{what} computes on the CPU, but feats holds CuPy arrays: move them with `.get()`")
+
+
 def check_pair(feats: Any, feats2: Any) -> None:
     """Check that two probe sets hold the same blocks of the same parameters and may form a kernel."""
     for name, value in (("feats", feats), ("feats2", feats2)):
@@ -76,8 +91,6 @@ def check_pair(feats: Any, feats2: Any) -> None:
             continue
         if not isinstance(value, GradientFeatures):
             raise TypeError(f"{name} must be GradientFeatures, got {type(value).__name__}")
-        if any(is_cupy(b.activations if isinstance(b, OuterProduct) else b.rows) for b in value.blocks.values()):
-            raise BackendError(f"{name} holds CuPy arrays: their kernels need CUDA kernels, which this build lacks")
     if feats2 is None:
         return
     if list(feats) != list(feats2):
@@ -136,7 +149,7 @@ def lower(
     memory_limit: int,
     *,
     examples: tuple[int, int] | None = None,
-    bf16: bool = False,
+    precision: str = "",
 ) -> Problem:
     """Return the matrix that `outputs` asks for, or in the "diagonal" mode the matrices.
 
@@ -171,7 +184,7 @@ def lower(
         dtype=feats.dtype,
         symmetric=feats2 is None,
         copied_bytes=copied,
-        bf16=bf16,
+        precision=precision,
     )
 
 

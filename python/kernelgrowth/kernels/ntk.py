@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray, like
+from kernelgrowth._backend import cuda, native
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, like
 from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.errors import BackendError
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import GradientFeatures
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.evaluate import check_range, evaluate
-from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_preconditioner, lower
+from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_preconditioner, device_of, lower
 from kernelgrowth.kernels.outputs import check_out, has_rows, progress_file, result_shape
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.tiles import TiledKernel
 
 __all__ = ["OUTPUTS", "PRECISIONS", "empirical_ntk"]
 
-PRECISIONS = ("float32", "float64", "bf16")
+PRECISIONS = ("float32", "float64", "tf32", "bf16")
 
 
 def empirical_ntk(
@@ -46,7 +47,8 @@ def empirical_ntk(
     Parameters
     ----------
     feats : GradientFeatures or ChunkedFeatures
-        N1 examples, C outputs. Arrays may be `numpy.memmap`s, which are read a part at a time.
+        N1 examples, C outputs. Arrays may be `numpy.memmap`s, which are read a part at a time; CuPy arrays are
+        multiplied on their GPU, on CuPy's current stream.
     feats2 : GradientFeatures or ChunkedFeatures, optional
         N2 examples for a rectangular kernel; None means symmetric, and then the result is symmetric to the bit.
     outputs : {"full", "trace", "mean_trace", "diagonal", "sum_logits"}
@@ -61,17 +63,18 @@ def empirical_ntk(
         array gets the kernel in square tiles, of as many examples as fit into `memory_limit` and in multiples of
         `out.shards` or `out.chunks` where it has them, each as soon as it is finished. Not together with `per_layer`.
     memory_limit : int, optional
-        Bytes the call may take, its result included, `out` not; half of the available memory by default. What
-        `out` takes for itself to store a tile is not counted.
+        Bytes the call may take, its result included, `out` not; half of the available memory by default, on a GPU of
+        its own. What `out` takes for itself to store a tile is not counted.
     preconditioner : mapping of str to ndarray, optional
         Non-negative diagonal η by block, of the parameter's shape ((d_out, d_in), or a tuple of that and (d_out,) for
         a layer with bias, or (p,)): the kernel is then `J diag(η) Jᵀ`.
     num_threads : int, optional
         The bits of the result do not depend on it.
-    precision : {"float32", "float64", "bf16"}, optional
+    precision : {"float32", "float64", "tf32", "bf16"}, optional
         The features' dtype by default. "bf16" rounds float32 features (or gradients written out from them) to bfloat16
         before they are multiplied; sums stay float32. About 1e-2 of `sqrt(K_ii K_jj)`, up to twice as fast, on
-        processors with AVX512_BF16 only.
+        processors with AVX512_BF16 and on GPUs only. "tf32" rounds them to the 10 bits that tensor cores read of a
+        float, about 1e-3 of it, on GPUs only.
     resume : bool
         Leave out the tiles that are finished according to `progress`, if that file exists. The result has the bits of
         an uninterrupted call on the same machine. Finished tiles that `out` no longer holds are computed again, with
@@ -98,7 +101,8 @@ def empirical_ntk(
     RunFolderError
         If another process holds the progress file.
     BackendError
-        If the processor, or the instruction set in use, cannot do what `precision` asks for.
+        If the processor, the instruction set in use or the GPU cannot do what `precision` asks for; if features are
+        CuPy arrays and the build has no CUDA, or CUDA fails.
 
     Notes
     -----
@@ -123,9 +127,12 @@ def empirical_ntk(
     if out is not None:
         check_out(out, shape, feats, feats2)
         file = progress_file(out, progress, resume)
-    limit = resolve_memory_limit(memory_limit)
+    device = None if chunked else device_of(feats, feats2)  # type: ignore[arg-type]
+    if device is not None and out is not None:
+        raise BackendError("out cannot be given with features on a GPU, whose kernel is a new array there")
+    limit = resolve_memory_limit(memory_limit, None if device is None else lambda: cuda.available_memory(device))
     threads = native.num_threads(num_threads)
-    bf16 = _rounds_to_bf16(precision, feats.dtype)
+    multiplied = _check_precision(precision, feats.dtype, device)
     if (
         isinstance(feats, ChunkedFeatures)
         or isinstance(feats2, ChunkedFeatures)
@@ -133,31 +140,44 @@ def empirical_ntk(
         or not (out is None or has_rows(out))
     ):
         tiled = TiledKernel(
-            feats, feats2, outputs, preconditioner, shape, memory_limit=limit, threads=threads, bf16=bf16
+            feats,
+            feats2,
+            outputs,
+            preconditioner,
+            shape,
+            memory_limit=limit,
+            threads=threads,
+            precision=multiplied,
         )
         target = tiled.allocate() if out is None else out
         tiled.fill(target, progress=file, resume=resume)
         return tiled.like_features(target) if out is None else out
     roots = check_preconditioner(feats, preconditioner)
     if per_layer:
-        jobs = _prepare([_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads, bf16)
+        jobs = _prepare(
+            [_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads, multiplied
+        )
         return {name: like(job.compute(), feats[name].source) for name, job in zip(feats, jobs, strict=True)}
-    (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads, bf16)
+    (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads, multiplied)
     result = job.compute()
     return out if out is not None else like(result, next(iter(feats.blocks.values())).source)
 
 
-def _rounds_to_bf16(precision: str | None, dtype: np.dtype[Any]) -> bool:
-    if precision is None:
-        return False
-    check_choice("precision", precision, PRECISIONS)
-    if precision != "bf16" and precision != dtype:
-        raise ValueError(f"precision={precision!r} wants {precision} features, got {dtype}: convert them explicitly")
-    if precision == "bf16" and dtype != np.float32:
-        raise ValueError(f"precision='bf16' wants float32 features, got {dtype}: convert them explicitly")
+def _check_precision(precision: str | None, dtype: np.dtype[Any], device: Any) -> str:
+    """Return how vectors are multiplied; empty for the CPU's way with their dtype."""
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+        wanted = "float32" if precision in ("tf32", "bf16") else precision
+        if wanted != dtype:
+            text = f"precision={precision!r} wants {wanted} features, got {dtype}: convert them explicitly"
+            raise ValueError(text)
+    if device is not None:
+        return cuda.resolve_precision(precision or str(dtype), device)
     if precision == "bf16" and not native.has_bf16():
         raise BackendError("precision='bf16' needs a processor with AVX512_BF16 and the avx512 instruction set in use")
-    return precision == "bf16"
+    if precision == "tf32":
+        raise BackendError("precision='tf32' needs features on a GPU, as CuPy arrays")
+    return "bf16" if precision == "bf16" else ""
 
 
 def _result_bytes(feats: GradientFeatures, feats2: GradientFeatures | None, outputs: str) -> int:
@@ -181,9 +201,12 @@ class _Job:
     plan: Plan
     shape: tuple[int, ...]
     out: FloatArray | None
+    namespace: Any  # of the arrays
 
     def compute(self) -> FloatArray:
-        target = np.empty(self.problem.out_shape, self.problem.dtype) if self.out is None else self.out
+        target = self.out
+        if target is None:
+            target = self.namespace.empty(self.problem.out_shape, self.problem.dtype)
         evaluate(self.problem, self.plan, target)
         check_range(self.problem, target)
         if len(self.shape) == 4:
@@ -199,10 +222,10 @@ def _prepare(
     out: FloatArray | None,
     limit: int,
     threads: int,
-    bf16: bool,
+    precision: str,
 ) -> list[_Job]:
     """Plan all kernels of a call, each beside the results of all the others."""
-    lowered = [lower(*pair, outputs, roots, limit, bf16=bf16) for pair in pairs]
+    lowered = [lower(*pair, outputs, roots, limit, precision=precision) for pair in pairs]
     held = sum(root.nbytes for arrays in roots.values() for root in arrays)
     held += sum(problem.copied_bytes for problem in lowered)
     if out is None:
@@ -213,6 +236,7 @@ def _prepare(
             make_plan(problem, output_bytes=held - problem.copied_bytes, memory_limit=limit, threads=threads),
             result_shape(*pair, outputs),
             out,
+            array_namespace(arrays_of(pair[0])[0]),
         )
         for problem, pair in zip(lowered, pairs, strict=True)
     ]

@@ -17,7 +17,7 @@ from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.diagonal import diagonal
 from kernelgrowth.kernels.evaluate import check_range, check_values, evaluate
-from kernelgrowth.kernels.lowering import Problem, check_pair, check_preconditioner, lower
+from kernelgrowth.kernels.lowering import Problem, check_on_cpu, check_pair, check_preconditioner, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.products import WAYS, ProductPlan, Products, stored_multiply, stored_product
 
@@ -78,6 +78,7 @@ class NTKOperator:
         check_finite: bool = True,
     ) -> None:
         check_pair(feats, feats2)
+        check_on_cpu("NTKOperator", feats, feats2)
         check_choice("outputs", outputs, _MODES)
         check_choice("products", products, ("auto", *WAYS))
         self._roots = check_preconditioner(feats, preconditioner)

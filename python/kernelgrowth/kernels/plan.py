@@ -177,7 +177,9 @@ def make_plan(problem: Problem, *, output_bytes: int, memory_limit: int, threads
 
 
 def _workspace(problem: Problem, terms: Sequence[GramTerm], threads: int) -> native.GramWorkspace:
-    return native.gram_workspace(terms, problem.out_shape, symmetric=problem.symmetric, threads=threads)
+    return native.gram_workspace(
+        terms, problem.out_shape, symmetric=problem.symmetric, threads=threads, precision=problem.precision
+    )
 
 
 def _kind(term: GramTerm) -> tuple[int, ...] | bool:

@@ -18,7 +18,7 @@ from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import array_checksum, layout
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.examples import Examples, Source
-from kernelgrowth.kernels.lowering import Problem, check_pair, check_preconditioner, lower
+from kernelgrowth.kernels.lowering import Problem, check_on_cpu, check_pair, check_preconditioner, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.progress import Progress
 from kernelgrowth.kernels.tile_grid import aligned, edges, order, pieces, write_unit
@@ -41,8 +41,8 @@ class TiledKernel:
     shape : tuple of int
         Of the result.
     memory_limit, threads : int
-    bf16 : bool
-        Whether vectors are rounded to bfloat16.
+    precision : str
+        Of `Problem`.
     """
 
     def __init__(
@@ -55,17 +55,19 @@ class TiledKernel:
         *,
         memory_limit: int,
         threads: int,
-        bf16: bool,
+        precision: str,
     ) -> None:
         sources = (feats, feats if feats2 is None else feats2)
         self._examples = Examples(*sources)
         self._symmetric = feats2 is None
         head = self._examples.head(0)
-        check_pair(head, None if self._symmetric else self._examples.head(1))
+        other = None if self._symmetric else self._examples.head(1)
+        check_pair(head, other)
+        check_on_cpu("a kernel in tiles", head, other)
         self._roots = check_preconditioner(head, preconditioner)
         self._held = self._examples.held_bytes + sum(root.nbytes for pair in self._roots.values() for root in pair)
         self._outputs, self._shape, self._dtype = outputs, shape, feats.dtype
-        self._limit, self._threads, self._bf16 = memory_limit, threads, bf16
+        self._limit, self._threads, self._precision = memory_limit, threads, precision
         self._counts = tuple(source.num_examples for source in sources)
         self._chunks = tuple(source.chunk_size if isinstance(source, ChunkedFeatures) else None for source in sources)
         # A tile is a matrix with `_kept` rows an example, or in the "diagonal" mode `_layers` such matrices.
@@ -125,7 +127,7 @@ class TiledKernel:
             "shape": list(self._shape),
             "dtype": str(self._dtype),
             "outputs": self._outputs,
-            "bf16": self._bf16,
+            "bf16": self._precision == "bf16",
             "symmetric": self._symmetric,
             "unit": unit,
             "chunk_size": [self._chunks[side] for side in sides],
@@ -232,7 +234,9 @@ class TiledKernel:
 
     def _planned(self, feats: GradientFeatures, feats2: GradientFeatures | None, held: int) -> tuple[Problem, Plan]:
         whole = (self._counts[0], self._counts[-1])
-        problem = lower(feats, feats2, self._outputs, self._roots, self._limit, examples=whole, bf16=self._bf16)
+        problem = lower(
+            feats, feats2, self._outputs, self._roots, self._limit, examples=whole, precision=self._precision
+        )
         plan = make_plan(problem, output_bytes=held, memory_limit=self._limit, threads=self._threads)
         return problem, plan
 

@@ -1,0 +1,124 @@
+"""The door to the CUDA module: Gram matrices of arrays that live on a GPU, in memory and on a stream of CuPy's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kernelgrowth._backend.arrays import is_cupy
+from kernelgrowth._backend.errors import BackendError
+
+__all__ = ["available_memory", "device_of", "gram", "gram_workspace", "resolve_precision"]
+
+# Tensor cores that multiply bfloat16, TF32 and double came with this compute capability, times ten.
+_TENSOR_CORES = 80
+
+
+def device_of(**arrays: Iterable[Any]) -> Any:
+    """Return the GPU, a `cupy.cuda.Device`, on which all arrays live; None where they all are NumPy's.
+
+    Raises
+    ------
+    TypeError
+        If NumPy and CuPy arrays are mixed.
+    ValueError
+        If CuPy arrays live on different GPUs.
+    """
+    found: dict[Any, str] = {}
+    for name, group in arrays.items():
+        for array in group:
+            found.setdefault(array.device if is_cupy(array) else None, name)
+    if None in found and len(found) > 1:
+        first, second = list(found.values())[:2]
+        raise TypeError(f"{first} and {second} hold NumPy and CuPy arrays: move one side first")
+    if len(found) > 1:
+        places = ", ".join(f"{name} on GPU {device.id}" for device, name in found.items())
+        raise ValueError(f"arrays must live on one GPU, got {places}: move one side first")
+    return next(iter(found), None)
+
+
+def available_memory(device: Any) -> int:
+    """Bytes that can still be taken on a GPU: what is free, and what CuPy's pool holds and nobody uses."""
+    cupy = importlib.import_module("cupy")
+    with device:
+        return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+
+def resolve_precision(precision: str, device: Any) -> str:
+    """Return the way of multiplying that gives `precision` on a GPU.
+
+    Raises
+    ------
+    BackendError
+        If the GPU has no tensor cores for it.
+    """
+    if int(device.compute_capability) >= _TENSOR_CORES:
+        return precision
+    if precision == "float32":
+        return "simt"
+    raise BackendError(
+        f"precision={precision!r} needs a GPU of compute capability 8.0 or newer, got "
+        f"{int(device.compute_capability) / 10:.1f}"
+    )
+
+
+def gram_workspace(
+    terms: Sequence[Any], rows: int, columns: int, *, kernels: int, symmetric: bool, precision: str
+) -> tuple[int, int]:
+    """Return the bytes of workspace below which `gram` refuses, and above which more is not used."""
+    needs: tuple[int, int] = _module().gram_workspace(
+        terms, rows, columns, kernels=kernels, symmetric=symmetric, precision=precision
+    )
+    return needs
+
+
+def gram(terms: Sequence[Any], out: Any, *, symmetric: bool, accumulate: bool, workspace: int, precision: str) -> None:
+    """Queue the sum of `terms` into `out` on CuPy's current stream; nothing waits for it.
+
+    Parameters
+    ----------
+    terms : sequence of tuple
+        As `native.gram` hands them to the compiled modules.
+    out : cupy.ndarray
+    symmetric, accumulate : bool
+        As in `native.gram`.
+    workspace : int
+        Bytes that may be taken from CuPy's pool; 0 takes as many as help.
+    precision : {"bf16", "tf32", "float32", "simt", "float64"}
+
+    Raises
+    ------
+    BackendError
+        If the build has no CUDA, or CUDA refuses; the message holds CUDA's own words.
+    """
+    cupy, module = importlib.import_module("cupy"), _module()
+    *kernels, rows, columns = out.shape
+    count = kernels[0] if kernels else 1
+    _, full = module.gram_workspace(terms, rows, columns, kernels=count, symmetric=symmetric, precision=precision)
+    size = min(workspace, full) if workspace else full
+    with out.device:
+        buffer = cupy.empty(size, dtype="uint8")
+        try:
+            module.gram(
+                terms,
+                out,
+                symmetric=symmetric,
+                accumulate=accumulate,
+                precision=precision,
+                workspace=buffer.data.ptr,
+                workspace_bytes=size,
+                stream=cupy.cuda.get_current_stream().ptr,
+            )
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
+
+
+def _module() -> Any:
+    try:
+        return importlib.import_module("kernelgrowth._cuda")
+    except ImportError as error:
+        raise BackendError(
+            f"CuPy arrays need the CUDA module, which this build lacks ({error}): install where there is a CUDA "
+            "compiler; with -C cmake.define.KERNELGROWTH_CUDA=ON the installation says what is missing"
+        ) from error
