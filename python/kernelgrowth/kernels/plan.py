@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernelgrowth._backend import native
+from kernelgrowth._backend.arrays import is_cupy
 from kernelgrowth._backend.calibration import calibration
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
@@ -194,7 +195,9 @@ def _passes(
     problem: Problem, terms: Sequence[GramTerm], need: native.GramWorkspace, allowed: int, threads: int
 ) -> Iterator[tuple[int, int]]:
     """Yield how many terms of one kind go into each pass, in their order, as many as fit, and the workspace it uses."""
-    written_out = _kind(terms[0]) is True
+    left = terms[0].first.left
+    # A GPU's caches are no place for them: its Gram divides terms itself.
+    written_out = isinstance(left, OuterProductRows) and not is_cupy(left.activations)
 
     def fits(need: native.GramWorkspace) -> bool:
         # With less than all the workspace that helps, vectors would be written out several times.
