@@ -20,6 +20,7 @@ void register_im2col(py::module_& m);
 void register_statistics(py::module_& m);
 
 void register_cuda_gram(py::module_& m);
+void register_cuda_statistics(py::module_& m);
 
 // Answers Ctrl-C from inside a long call: takes the GIL a few times a second and raises what a signal handler raised.
 // Python runs signal handlers on its main thread only. Other threads must not ask: while the interpreter shuts down,

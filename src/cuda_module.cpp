@@ -12,6 +12,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.doc() = "The compiled CUDA part. Importing it needs neither a GPU nor a driver.";
   py::register_local_exception<kernelgrowth::WorkspaceTooSmall>(m, "WorkspaceTooSmall", PyExc_MemoryError);
   kernelgrowth::python::register_cuda_gram(m);
+  kernelgrowth::python::register_cuda_statistics(m);
   m.def("compiled_architectures", &cuda::compiled_architectures);
   m.def("runtime_version", &cuda::runtime_version);
   m.def("driver_version", &cuda::driver_version);

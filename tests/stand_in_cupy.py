@@ -63,6 +63,7 @@ class CuPy(types.ModuleType):
         self.cuda = types.SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream)
         self.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 2**20)
         self.empty = lambda shape, dtype: np.empty(shape, dtype).view(ndarray)
+        self.ascontiguousarray = lambda array, dtype=None: np.ascontiguousarray(array, dtype).view(ndarray)
         self.asarray = on_gpu
 
     def __getattr__(self, name):
@@ -72,8 +73,21 @@ class CuPy(types.ModuleType):
 class Module:
     """The CUDA module, that computes with the CPU's core and remembers how it was called."""
 
-    def __init__(self, gram_workspace, failure=None):
-        self.gram_workspace, self.failure, self.calls = gram_workspace, failure, []
+    def __init__(self, module, failure=None):
+        self.gram_workspace, self.statistics_layout = module.gram_workspace, module.statistics_layout
+        self.failure, self.calls = failure, []
+
+    def statistics(self, kernel, targets, other, results, *, workspace, stream):
+        if self.failure:
+            raise RuntimeError(self.failure)
+        self.calls.append({"stream": stream})
+        assert workspace
+        found = _core.statistics(*(None if array is None else array.get() for array in (kernel, targets, other)))
+        count = 0 if targets is None else len(targets)
+        layout, size, _ = self.statistics_layout(*kernel.shape, count, other is not None)
+        assert results.shape == (size,)
+        for name, place in layout.items():
+            results[slice(place[0], place[0] + place[1]) if isinstance(place, tuple) else place] = found[name]
 
     def gram(self, terms, out, *, symmetric, accumulate, precision, workspace, workspace_bytes, stream):
         if self.failure:

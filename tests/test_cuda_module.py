@@ -91,7 +91,39 @@ def test_arrays_are_checked():
         run([(np.ones((70, 1, 4), np.float32), None, None, None, 0.0, 1.0)], np.zeros((70, 70), np.float32))
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"kernel": np.ones((5, 5), np.int32)}, TypeError, "kernel must be float32 or float64"),
+        ({"kernel": np.ones((5, 10))[:, ::2]}, ValueError, "kernel must be a matrix with contiguous rows"),
+        ({"kernel": np.ones((0, 5))}, ValueError, "kernel must not be empty"),
+        ({"other": np.ones((5, 5), np.float32)}, ValueError, "other must be a matrix .* of one dtype"),
+        ({"other": np.ones((5, 4))}, ValueError, "the two kernels differ in shape"),
+        ({"targets": np.ones((2, 4))}, ValueError, "targets need a square kernel"),
+        ({"results": np.ones(3)}, ValueError, "results must be doubles, as many as are found"),
+    ],
+)
+def test_statistics_refuse_before_any_work(change, error, text):
+    given = {"kernel": np.ones((5, 5)), "targets": None, "other": None, "results": np.ones(14), **change}
+    placed = [None if array is None else OnDevice(array) for array in given.values()]
+    with pytest.raises(error, match=text):
+        _cuda.statistics(*placed, workspace=0)
+
+
+def test_statistics_say_how_many_they_are():
+    _, size, workspace = _cuda.statistics_layout(5, 5, 0, False)
+    assert size == 5 + 5 + 4
+    assert workspace == 8 * (5 + 8)  # of one strip: sums of its columns, and scalars
+    layout, size, workspace = _cuda.statistics_layout(17, 9, 3, True)
+    assert size == 2 * 17 + 2 * 9 + 4 + 3
+    assert workspace == 8 * 2 * (2 * 9 + 8)
+    places = [p if isinstance(p, tuple) else (p, 1) for p in layout.values()]
+    assert sorted(i for first, count in places for i in range(first, first + count)) == list(range(size))
+
+
 @needs_no_gpu
 def test_without_a_gpu_cuda_says_why():
     with pytest.raises(RuntimeError, match="CUDA says: "):
         run(terms(), np.zeros((210, 210), np.float32))
+    with pytest.raises(RuntimeError, match="CUDA says: "):
+        _cuda.statistics(OnDevice(np.ones((5, 5))), None, None, OnDevice(np.ones(14)), workspace=0)

@@ -5,6 +5,7 @@ The module's kernels are tested in C++ (`cpp/tests/test_cuda_gram.cpp`), its bou
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from kernelgrowth import BackendError, MemoryLimitError
 from kernelgrowth._backend import cuda
+from kernelgrowth._backend.native import kernel_statistics
+from kernelgrowth.diagnostics import kernel_target_alignment
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator, empirical_ntk
 from stand_in_cupy import CuPy, Device, Module, ndarray, on_gpu
@@ -25,7 +28,7 @@ MODES = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 
 @pytest.fixture
 def module(monkeypatch):
-    module = Module(_cuda.gram_workspace)
+    module = Module(_cuda)
     monkeypatch.setitem(sys.modules, "cupy", CuPy())
     monkeypatch.setattr(cuda, "_module", lambda: module)
     return module
@@ -121,6 +124,37 @@ def test_mixed_places_are_refused_by_name(module):
         empirical_ntk(features(of, on_gpu), out=np.empty((9, 9, 2, 2), np.float32))
     with pytest.raises(BackendError, match="NTKOperator computes on the CPU"):
         NTKOperator(features(of, on_gpu))
+
+
+@pytest.mark.parametrize("targets", [None, 1, 6])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("shape", [(7, 7), (7, 4)])
+def test_statistics_are_the_cpus(module, shape, two, targets):
+    rng = np.random.default_rng(8)
+    kernel, other = rng.standard_normal((2, *shape)).astype(np.float32)
+    y = rng.standard_normal((7, targets)) if targets and shape == (7, 7) else None
+    wanted = kernel_statistics(kernel, y, other if two else None)
+    for place in (lambda array: array, on_gpu):  # targets may be the host's
+        placed = None if y is None else place(y)
+        found = kernel_statistics(on_gpu(kernel), placed, on_gpu(other) if two else None)
+        for field in dataclasses.fields(wanted):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name), err_msg=field.name)
+
+
+def test_alignment_of_a_kernel_on_a_gpu(module):
+    of = arrays(9, n=12, c=1)
+    y = np.random.default_rng(10).standard_normal(12)
+    kernel = empirical_ntk(features(of, on_gpu))
+    wanted = kernel_target_alignment(empirical_ntk(features(of)), y)
+    assert kernel_target_alignment(kernel, y) == wanted
+    assert kernel_target_alignment(kernel, on_gpu(y)) == wanted
+    with pytest.raises(TypeError, match="kernel and other hold NumPy and CuPy arrays"):
+        kernel_statistics(kernel, other=kernel.get())
+    with pytest.raises(TypeError, match="CuPy"):
+        kernel_statistics(kernel.get(), on_gpu(y))
+    module.failure = "statistics: CUDA says: out of memory"
+    with pytest.raises(BackendError, match="out of memory"):
+        kernel_statistics(kernel)
 
 
 def test_what_cuda_says_is_passed_on(module):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kernelgrowth._backend.arrays import is_cupy
 from kernelgrowth._backend.errors import BackendError
 
-__all__ = ["available_memory", "device_of", "gram", "gram_workspace", "resolve_precision"]
+__all__ = ["available_memory", "device_of", "gram", "gram_workspace", "kernel_statistics", "resolve_precision"]
 
 # Tensor cores that multiply bfloat16, TF32 and double came with this compute capability, times ten.
 _TENSOR_CORES = 80
@@ -112,6 +113,43 @@ def gram(terms: Sequence[Any], out: Any, *, symmetric: bool, accumulate: bool, w
             )
         except RuntimeError as error:
             raise BackendError(str(error)) from error
+
+
+def kernel_statistics(kernel: Any, targets: Any, other: Any) -> dict[str, Any]:
+    """Return what `native.kernel_statistics` returns, by name, as numbers of the host's.
+
+    Parameters
+    ----------
+    kernel, other : cupy.ndarray, shape (n1, n2)
+        With contiguous rows, of one dtype; `other` may be None.
+    targets : cupy.ndarray, shape (m, n)
+        float64, contiguous; or None.
+
+    Raises
+    ------
+    BackendError
+        If the build has no CUDA, or CUDA refuses; the message holds CUDA's own words.
+    """
+    cupy, module = importlib.import_module("cupy"), _module()
+    rows, columns = kernel.shape
+    count = 0 if targets is None else len(targets)
+    layout, size, workspace = module.statistics_layout(rows, columns, count, other is not None)
+    with kernel.device:
+        results, buffer = cupy.empty(size, dtype="float64"), cupy.empty(workspace, dtype="uint8")
+        try:
+            stream = cupy.cuda.get_current_stream().ptr
+            module.statistics(kernel, targets, other, results, workspace=buffer.data.ptr, stream=stream)
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
+        found = results.get()
+    named: dict[str, Any] = {}
+    for name, place in layout.items():
+        named[name] = found[place[0] : place[0] + place[1]] if isinstance(place, tuple) else float(found[place])
+    if rows != columns:
+        named["trace"] = math.nan
+    if other is None:
+        named["inner_product"] = named["other_squared_norm"] = 0.0
+    return named
 
 
 def _module() -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend import cuda
-from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, is_cupy
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.errors import BackendError
 
@@ -467,7 +467,7 @@ def kernel_statistics(
     Parameters
     ----------
     kernel : array_like, shape (n1, n2)
-        float32 or float64. Values are not checked to be finite: a NaN propagates.
+        float32 or float64; a CuPy array is read on its GPU. Values are not checked to be finite: a NaN propagates.
     targets : array_like, shape (n,) or (n, m), optional
         Targets for a square kernel, any float dtype.
     other : array_like, shape (n1, n2), optional
@@ -480,7 +480,9 @@ def kernel_statistics(
     Raises
     ------
     TypeError, ValueError
-        If a dtype or shape is unusable.
+        If a dtype or shape is unusable, or arrays live in different places.
+    BackendError
+        If the kernel is a CuPy array and the build has no CUDA, or CUDA fails.
     """
     k = _rows_contiguous(as_array("kernel", kernel, ndim=2, finite=False))
     columns = None
@@ -488,20 +490,22 @@ def kernel_statistics(
         y = as_array("targets", targets, ndim=(1, 2), finite=False)
         if k.shape[0] != k.shape[1] or y.shape[0] != k.shape[0]:
             raise ValueError(f"targets must have one row per row of a square kernel, got {y.shape} for {k.shape}")
-        columns = np.ascontiguousarray(y.reshape(k.shape[0], -1).T, dtype=np.float64)
+        if is_cupy(y) and not is_cupy(k):
+            raise TypeError("targets are a CuPy array, but the kernel is NumPy's: move one of them")
+        columns = array_namespace(k).ascontiguousarray(y.reshape(k.shape[0], -1).T, dtype=np.float64)
     k2 = None
     if other is not None:
         k2 = _rows_contiguous(as_array("other", other, ndim=2, dtype=k.dtype, finite=False))
         if k2.shape != k.shape:
             raise ValueError(f"other must have the kernel's shape {k.shape}, got {k2.shape}")
+    if cuda.device_of(kernel=[k], other=[] if k2 is None else [k2]) is not None:
+        return KernelStatistics(**cuda.kernel_statistics(k, columns, k2))
     return KernelStatistics(**_core.statistics(k, columns, k2, threads=num_threads(threads), isa=isa))
 
 
 def _rows_contiguous(matrix: FloatArray) -> FloatArray:
-    if is_cupy(matrix):
-        raise BackendError("kernel statistics of CuPy arrays need the CUDA kernels, which this build does not have")
     usable = matrix.strides[1] == matrix.itemsize and matrix.strides[0] % matrix.itemsize == 0
-    return matrix if usable else np.ascontiguousarray(matrix)
+    return matrix if usable else array_namespace(matrix).ascontiguousarray(matrix)
 
 
 def multiply_add_peak(dtype: npt.DTypeLike, *, threads: int | None = None, isa: str = "", quick: bool = False) -> float:
