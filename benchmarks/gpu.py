@@ -1,0 +1,214 @@
+"""`python -m benchmarks.gpu`: are kernels on this machine's GPU right, and how fast are they.
+
+First a table of errors: random features of all kinds in all outputs modes and precisions, against float64 on the CPU,
+in memory that held NaN before. Then speeds, in needed operations (the upper triangle): against the same kernel as
+PyTorch composes it at that precision, and against what a product of two square matrices reaches at it, all in one run,
+timed by events on the stream. Needs CuPy, and PyTorch for the peers; takes a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import machine
+from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
+from kernelgrowth.kernels import OUTPUTS, empirical_ntk
+
+__all__ = ["errors", "main", "speeds"]
+
+# Of an entry, relative to sqrt(K_ii K_jj): what docs/gpu.md states.
+_PROMISED = {"float32": 1e-5, "tf32": 3e-3, "bf16": 2e-2, "float64": 1e-12}
+_REPEATS = 7
+# Name, examples, and inputs and units of each layer.
+_PROBLEMS = (
+    ("N = 16384, 4096-4096 twice", 16384, ((4096, 4096), (4096, 4096))),
+    ("N = 16384, 128-128 twice", 16384, ((128, 128), (128, 128))),
+    ("N = 1000, MLP 784-1024-1024-1", 1000, ((784, 1024), (1024, 1024), (1024, 1))),
+)
+_SQUARE = 8192
+
+
+def _random_features(rng: np.random.Generator, n: int, c: int, dtype: Any) -> dict[str, Any]:
+    shapes = {"a": (n, 70), "d": (n, c, 33), "b": (n, 9, 27), "e": (n, c, 9, 20), "g": (n, c, 130)}
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def _features(arrays: dict[str, Any], place: Callable[[Any], Any]) -> GradientFeatures:
+    a, d, b, e, g = (place(arrays[name]) for name in "adbeg")
+    return GradientFeatures(
+        {
+            "dense": OuterProduct(a, d, bias=True),
+            "convolution": OuterProduct(b, e, bias=True),
+            "norm": Rows(g, scale=0.5),
+        }
+    )
+
+
+def errors(n: int = 150) -> Iterator[dict[str, Any]]:
+    """Yield for each mode, precision and shape the largest error, relative to sqrt(K_ii K_jj)."""
+    import cupy
+
+    rng = np.random.default_rng(0)
+    for outputs, precision, c, symmetric in itertools.product(OUTPUTS, _PROMISED, (1, 3), (True, False)):
+        dtype = np.float64 if precision == "float64" else np.float32
+        left, right = _random_features(rng, n, c, dtype), _random_features(rng, n + 37, c, dtype)
+
+        def exact(
+            one: dict[str, Any], two: dict[str, Any] | None = None, outputs: str = outputs
+        ) -> np.ndarray[Any, Any]:
+            sides = [None if side is None else _features(side, np.float64) for side in (one, two)]
+            kernel: np.ndarray[Any, Any] = empirical_ntk(sides[0], sides[1], outputs=outputs)  # type: ignore[arg-type]
+            return kernel
+
+        poison = cupy.full(2**26, cupy.nan)
+        del poison
+        other = None if symmetric else _features(right, cupy.asarray)
+        kernel = empirical_ntk(_features(left, cupy.asarray), other, outputs=outputs, precision=precision).get()
+        wanted = exact(left, None if symmetric else right)
+        rows, columns = (_diagonal(exact(side)) for side in (left, left if symmetric else right))
+        sizes = np.sqrt(_outer(rows, columns, kernel.ndim))
+        error = float((np.abs(kernel - wanted) / sizes).max())
+        ok = bool(error <= _PROMISED[precision]) and (not symmetric or bool((kernel == _mirrored(kernel)).all()))
+        about = {"outputs": outputs, "precision": precision, "C": c, "symmetric": symmetric}
+        yield {**about, "error": error, "promised": _PROMISED[precision], "ok": ok}
+
+
+def _diagonal(kernel: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """K_ii: (N,), (C, N) of the kernels of single outputs, or (N, C) of all of them."""
+    if kernel.ndim == 4:
+        return np.einsum("nncc->nc", kernel)
+    return np.diagonal(kernel, axis1=-2, axis2=-1)
+
+
+def _outer(rows: np.ndarray[Any, Any], columns: np.ndarray[Any, Any], dimensions: int) -> np.ndarray[Any, Any]:
+    if dimensions == 4:
+        return rows[:, None, :, None] * columns[None, :, None, :]
+    return rows[..., :, None] * columns[..., None, :]
+
+
+def _mirrored(kernel: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return kernel.transpose(1, 0, 3, 2) if kernel.ndim == 4 else kernel.swapaxes(-1, -2)
+
+
+def _seconds(contenders: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return each contender's median time on the stream, all timed in turn."""
+    import cupy
+
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    for _, (name, run) in itertools.product(range(_REPEATS), contenders.items()):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        cupy.cuda.Device().synchronize()
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        found[name].append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def _peers(layers: list[tuple[Any, Any]], precision: str) -> dict[str, Callable[[], Any]]:
+    """Return PyTorch's composition of the kernel, and its product of two squares, at a precision."""
+    import cupy
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    factors = [(torch.from_dlpack(a).to(dtype), torch.from_dlpack(d).to(dtype)) for a, d in layers]
+    square = torch.randn(_SQUARE, _SQUARE, device="cuda", dtype=dtype)
+
+    def on_stream(work: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
+                return work()
+
+        return run
+
+    return {
+        "torch, composed": on_stream(lambda: sum((a @ a.T).mul_(d @ d.T) for a, d in factors)),
+        "torch, square product": on_stream(lambda: square @ square),
+    }
+
+
+def speeds() -> Iterator[dict[str, Any]]:
+    """Yield for each problem and precision the times, and the rate in needed operations."""
+    import cupy
+
+    for (name, n, layers), precision in itertools.product(_PROBLEMS, _PROMISED):
+        dtype = cupy.float64 if precision == "float64" else cupy.float32
+        random = cupy.random.default_rng(1)
+        arrays = [tuple(random.standard_normal((n, width), dtype=dtype) for width in layer) for layer in layers]
+        feats = GradientFeatures(
+            {f"layer{i}": OuterProduct(a, d, check_finite=False) for i, (a, d) in enumerate(arrays)}
+        )
+        flops = sum(n * (n + 1) * (width + 1) for layer in layers for width in layer)
+        contenders = {
+            "kernelgrowth": lambda feats=feats, precision=precision: empirical_ntk(feats, precision=precision),
+            **_peers(arrays, precision),
+        }
+        seconds = _seconds(contenders)
+        yield {
+            "name": name,
+            "precision": precision,
+            "flops": flops,
+            "seconds": seconds,
+            "rate": flops / seconds["kernelgrowth"],
+            "ceiling": 2 * _SQUARE**3 / seconds["torch, square product"],
+            "times": seconds["torch, composed"] / seconds["kernelgrowth"],
+        }
+
+
+def _device() -> dict[str, Any]:
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    return {
+        **machine(),
+        "gpu": properties["name"].decode(),
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "runtime": cupy.cuda.runtime.runtimeGetVersion(),
+        "cupy": cupy.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--errors", action="store_true", help="the table of errors alone")
+    arguments = parser.parse_args()
+    about = _device()
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    record: dict[str, Any] = {"machine": about, "errors": [], "speeds": []}
+
+    def keep(kind: str, result: dict[str, Any], line: str) -> None:
+        record[kind].append(result)
+        print(line, flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+    for result in errors():
+        place = f"{result['outputs']}, C = {result['C']}, {'symmetric' if result['symmetric'] else 'rectangular'}"
+        verdict = "ok" if result["ok"] else "WRONG"
+        keep("errors", result, f"{place:<40} {result['precision']:<8} {result['error']:.1e}  {verdict}")
+    for result in () if arguments.errors else speeds():
+        line = (
+            f"{result['name']:<34} {result['precision']:<8} {result['seconds']['kernelgrowth'] * 1e3:9.3f} ms "
+            f"{result['rate'] / 1e12:7.1f} TFLOP/s, {result['rate'] / result['ceiling']:4.0%} of a square product's, "
+            f"{result['times']:5.2f} times as fast as composed"
+        )
+        keep("speeds", result, line)
+    if not all(result["ok"] for result in record["errors"]):
+        raise SystemExit("some kernels are wrong")
+
+
+if __name__ == "__main__":
+    main()
