@@ -41,11 +41,12 @@ __device__ T outer_product(const RowsSource<T>& source, Index n, Index c, Index 
   // Outputs that are folded into one vector follow one another.
   c += element / matrix;
   element %= matrix;
-  const Index unit = element / columns, input = element % columns;
+  const Index unit = element / columns, column = element % columns;
+  const bool is_bias = column == source.inputs;
+  const Index input = is_bias ? 0 : column;
   const T* d = source.backprops + n * source.backprop_strides[0] + c * source.backprop_strides[1] +
                unit * source.backprop_strides[3];
   const T* a = source.activations + n * source.activation_strides[0] + input * source.activation_strides[2];
-  const bool is_bias = input == source.inputs;
   T total = 0;
   for (Index begin = 0; begin < source.summed_positions; begin += run_positions) {
     const Index end = begin + run_positions < source.summed_positions ? begin + run_positions : source.summed_positions;
