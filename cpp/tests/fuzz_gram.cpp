@@ -77,19 +77,7 @@ void random_case(Random& random) {
   };
   const std::vector<T> result = run(false);
   const double precision = options.bf16 ? 0.02 : promise<T>;
-  for (index_t k = 0; k < c.kernels; ++k) {
-    const ExactGram exact = exact_gram(c.terms, rows, cols, c.kernels, k);
-    for (index_t i = 0; i < rows; ++i) {
-      for (index_t j = c.symmetric ? i : 0; j < cols; ++j) {
-        const auto place = at(i * cols + j), whole = at(k * rows * cols) + place;
-        const double first = options.accumulate ? static_cast<double>(before[whole]) : 0;
-        const double error = std::abs(static_cast<double>(result[whole]) - (exact.values[place] + first));
-        CHECK(error <= precision * (exact.sizes[place] + std::abs(first)));
-        const auto mirrored = at((k * rows + j) * cols + i);
-        CHECK(!c.symmetric || std::memcmp(&result[whole], &result[mirrored], sizeof(T)) == 0);
-      }
-    }
-  }
+  check_entries(c, result, options.accumulate ? &before : nullptr, precision);
 
   options.threads = static_cast<int>(random.integer(1, 3));
   const GramWorkspace need = gram_workspace<T>(terms, {nullptr, rows, cols, cols}, options);

@@ -97,4 +97,23 @@ struct GramCase {
   }
 };
 
+// Compares a Gram, perhaps added to what was there before, with plain loops; a symmetric one is so to the bit.
+template <class T>
+void check_entries(const GramCase<T>& c, const std::vector<T>& result, const std::vector<T>* before, double precision) {
+  const index_t rows = c.rows(), cols = c.cols();
+  for (index_t k = 0; k < c.kernels; ++k) {
+    const ExactGram exact = exact_gram(c.terms, rows, cols, c.kernels, k);
+    for (index_t i = 0; i < rows; ++i) {
+      for (index_t j = c.symmetric ? i : 0; j < cols; ++j) {
+        const auto place = at(i * cols + j), whole = at(k * rows * cols) + place;
+        const double first = before ? static_cast<double>((*before)[whole]) : 0;
+        const double error = std::abs(static_cast<double>(result[whole]) - (exact.values[place] + first));
+        CHECK(error <= precision * (exact.sizes[place] + std::abs(first)));
+        const auto mirrored = at((k * rows + j) * cols + i);
+        CHECK(!c.symmetric || std::memcmp(&result[whole], &result[mirrored], sizeof(T)) == 0);
+      }
+    }
+  }
+}
+
 }  // namespace kernelgrowth::testing

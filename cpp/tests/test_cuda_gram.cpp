@@ -59,19 +59,7 @@ void random_case(Random& random, Precision precision) {
   CHECK(0 < need.minimum && need.minimum <= need.full);
 
   const std::vector<T> result = run(random, c, terms, before, options, need.full);
-  for (index_t k = 0; k < c.kernels; ++k) {
-    const ExactGram exact = exact_gram(c.terms, rows, cols, c.kernels, k);
-    for (index_t i = 0; i < rows; ++i) {
-      for (index_t j = c.symmetric ? i : 0; j < cols; ++j) {
-        const auto place = at(i * cols + j), whole = at(k * rows * cols) + place;
-        const double first = options.accumulate ? static_cast<double>(before[whole]) : 0;
-        const double error = std::abs(static_cast<double>(result[whole]) - (exact.values[place] + first));
-        CHECK(error <= promised(precision) * (exact.sizes[place] + std::abs(first)));
-        const auto mirrored = at((k * rows + j) * cols + i);
-        CHECK(!c.symmetric || std::memcmp(&result[whole], &result[mirrored], sizeof(T)) == 0);
-      }
-    }
-  }
+  check_entries(c, result, options.accumulate ? &before : nullptr, promised(precision));
 
   const auto between = random.integer(0, static_cast<index_t>(need.full - need.minimum));
   const std::size_t less = need.minimum + (random.integer(0, 1) == 1 ? at(between) : 0);
