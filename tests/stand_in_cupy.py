@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import types
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernelgrowth import _core
+from kernelgrowth._backend import cuda
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,11 @@ class Module:
         assert workspace
         assert isinstance(out, ndarray)
         _core.gram(terms, out.view(np.ndarray), symmetric=symmetric, accumulate=accumulate)
+
+
+def stand_in(monkeypatch, module):
+    """Put CuPy and the CUDA module aside for a test; return what answers for `module`."""
+    answering = Module(module)
+    monkeypatch.setitem(sys.modules, "cupy", CuPy())
+    monkeypatch.setattr(cuda, "_module", lambda: answering)
+    return answering

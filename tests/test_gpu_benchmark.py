@@ -12,18 +12,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import gpu
 
-from kernelgrowth._backend import cuda
-from stand_in_cupy import CuPy, Module
+from stand_in_cupy import Module, stand_in
 
 _cuda = pytest.importorskip("kernelgrowth._cuda", reason="built without CUDA", exc_type=ImportError)
 
 
 @pytest.fixture
 def module(monkeypatch):
-    module = Module(_cuda)
-    monkeypatch.setitem(sys.modules, "cupy", CuPy())
-    monkeypatch.setattr(cuda, "_module", lambda: module)
-    return module
+    return stand_in(monkeypatch, _cuda)
 
 
 def test_right_kernels_are_within_what_is_promised(module):

@@ -14,12 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelgrowth import BackendError, MemoryLimitError
-from kernelgrowth._backend import cuda
 from kernelgrowth._backend.native import kernel_statistics
 from kernelgrowth.diagnostics import kernel_target_alignment
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator, empirical_ntk
-from stand_in_cupy import CuPy, Device, Module, ndarray, on_gpu
+from stand_in_cupy import CuPy, Device, ndarray, on_gpu, stand_in
 
 _cuda = pytest.importorskip("kernelgrowth._cuda", reason="built without CUDA", exc_type=ImportError)
 
@@ -28,10 +27,7 @@ MODES = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
 
 @pytest.fixture
 def module(monkeypatch):
-    module = Module(_cuda)
-    monkeypatch.setitem(sys.modules, "cupy", CuPy())
-    monkeypatch.setattr(cuda, "_module", lambda: module)
-    return module
+    return stand_in(monkeypatch, _cuda)
 
 
 def arrays(seed, n=9, c=2, t=3, dtype=np.float32):
