@@ -13,12 +13,14 @@ namespace py = pybind11;
 
 void register_runtime(py::module_& m);
 void register_eigen(py::module_& m);
+void register_lapack(py::module_& m);
 void register_gram(py::module_& m);
 void register_gemm(py::module_& m);
 void register_matmul(py::module_& m);
 void register_im2col(py::module_& m);
 void register_statistics(py::module_& m);
 
+void register_cuda_eigen(py::module_& m);
 void register_cuda_gram(py::module_& m);
 void register_cuda_statistics(py::module_& m);
 

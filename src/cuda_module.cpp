@@ -11,6 +11,8 @@ using namespace py::literals;
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.doc() = "The compiled CUDA part. Importing it needs neither a GPU nor a driver.";
   py::register_local_exception<kernelgrowth::WorkspaceTooSmall>(m, "WorkspaceTooSmall", PyExc_MemoryError);
+  kernelgrowth::python::register_lapack(m);
+  kernelgrowth::python::register_cuda_eigen(m);
   kernelgrowth::python::register_cuda_gram(m);
   kernelgrowth::python::register_cuda_statistics(m);
   m.def("compiled_architectures", &cuda::compiled_architectures);

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   // InvalidArgument is a std::invalid_argument, which pybind11 turns into ValueError.
   py::register_local_exception<kernelgrowth::WorkspaceTooSmall>(m, "WorkspaceTooSmall", PyExc_MemoryError);
   kernelgrowth::python::register_runtime(m);
+  kernelgrowth::python::register_lapack(m);
   kernelgrowth::python::register_eigen(m);
   kernelgrowth::python::register_gram(m);
   kernelgrowth::python::register_gemm(m);

@@ -61,6 +61,23 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, unsigned
   check(cudaGetLastError(), name);
 }
 
+// To the device, once what was queued before is done; the source may be changed as soon as it returns.
+inline void upload(void* device, const void* host, std::size_t bytes, void* stream) {
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)), "upload");
+}
+// From the device, once all that was queued before is done: it waits for that.
+inline void download(void* host, const void* device, std::size_t bytes, void* stream) {
+  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)), "download");
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "download");
+}
+// Rows within the device; pitches and widths in bytes.
+inline void copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
+                      std::size_t rows, void* stream) {
+  check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, cudaMemcpyDeviceToDevice,
+                          static_cast<cudaStream_t>(stream)),
+        "copy");
+}
+
 // All dynamic: kernels are told how much they have.
 template <class T>
 __device__ T* shared_memory() {

@@ -24,6 +24,28 @@
 
 namespace kernelgrowth::eigen {
 
+// LAPACK's work space for n columns, 2 n^2 + 6 n + 1 numbers, is counted in an int.
+inline constexpr index_t most_columns = 32000;
+
+template <class T>
+void check_arguments(const BlockProduct<T>& product, const KrylovStart<T>& start, const MatrixView<T>& vectors,
+                     const KrylovOptions& options) {
+  const index_t n = vectors.rows;
+  if (!product) throw InvalidArgument("block_krylov: no operator");
+  if (n < 1 || options.wanted < 1 || options.width < 1) throw InvalidArgument("block_krylov: nothing is asked for");
+  if (vectors.cols < options.wanted) throw InvalidArgument("block_krylov: vectors has too few columns");
+  if (options.wanted > n - start.locked.cols) {
+    throw InvalidArgument("block_krylov: more pairs are asked for than the complement of the locked vectors has");
+  }
+  if (options.wanted + 2 * std::max(options.width, start.block.cols) > most_columns && n > most_columns) {
+    throw InvalidArgument("block_krylov: so many pairs make problems too large for LAPACK's integers");
+  }
+  if (start.block.cols < 1) throw InvalidArgument("block_krylov: there is no start");
+  for (const auto* block : {&start.block, &start.locked, &start.probes}) {
+    if (block->cols > 0 && block->rows != n) throw InvalidArgument("block_krylov: a block has another number of rows");
+  }
+}
+
 template <class Space>
 class BlockKrylov {
  public:

@@ -7,11 +7,11 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <numbers>
 #include <string>
 #include <vector>
 
 #include "cpu/tall_skinny.hpp"
+#include "eigen/normal_numbers.hpp"
 #include "eigen/small.hpp"
 #include "kernelgrowth/gemm.hpp"
 #include "kernelgrowth/runtime.hpp"
@@ -90,21 +90,17 @@ class CpuSpace {
     double result = 0;
     each(v, [&](T& x) {
       const double size = std::abs(static_cast<double>(x));
-      result = size <= result ? result : size;
+      if (!(size <= result || std::isnan(result))) result = size;
     });
     return result;
   }
 
   // Normally distributed numbers that depend on seed, stream, row and column alone.
   void randomize(const Vectors& v, std::uint64_t seed, std::uint64_t stream) const {
-    const std::uint64_t key = mixed(mixed(seed) ^ stream);
+    const std::uint64_t key = normal_key(seed, stream);
     for (index_t i = 0; i < rows_; ++i) {
       for (index_t j = 0; j < v.cols; ++j) {
-        const std::uint64_t bits =
-            mixed(key ^ mixed(static_cast<std::uint64_t>(i) << 20 | static_cast<std::uint64_t>(j)));
-        const double radius = std::sqrt(-2 * std::log(static_cast<double>((bits >> 32) + 1) * 0x1p-32));
-        const double angle = 2 * std::numbers::pi * static_cast<double>(bits & 0xffffffffu) * 0x1p-32;
-        v.row(i)[j] = static_cast<T>(radius * std::cos(angle));
+        v.row(i)[j] = static_cast<T>(normal_number(key, static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(j)));
       }
     }
   }
@@ -124,14 +120,6 @@ class CpuSpace {
     GemmOptions options = products_;
     options.accumulate = accumulate;
     gemm<T>({a.data, a.rows, a.cols, a.row_stride, 1}, {narrow.data(), s.rows(), s.cols(), s.cols(), 1}, out, options);
-  }
-
-  // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-  static std::uint64_t mixed(std::uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
   }
 
   index_t rows_;

@@ -18,7 +18,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 #define __global__
@@ -60,7 +60,7 @@ struct Copy {
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  char* stack = nullptr;
   dim3 thread;
   unsigned index = 0;
   bool finished = false;
@@ -131,7 +131,7 @@ inline void yield() {
   if (next == block.running) return;
   block.running = next;
   Fiber& to = block.fibers[next];
-  started(&from.fake_stack, to.stack.get(), stack_bytes);
+  started(&from.fake_stack, to.stack, stack_bytes);
   swapcontext(&from.context, &to.context);
   arrived(from.fake_stack, nullptr, nullptr);
 }
@@ -187,12 +187,23 @@ inline void enter() {
   }
 }
 
+// Kept from block to block: fresh pages take longer than most threads.
+inline char* stack(unsigned index) {
+  static std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() <= index) stacks.push_back(std::make_unique_for_overwrite<char[]>(stack_bytes));
+#if defined(__SANITIZE_ADDRESS__)
+  // What the last thread on it left there.
+  __asan_unpoison_memory_region(stacks[index].get(), stack_bytes);
+#endif
+  return stacks[index].get();
+}
+
 inline void prepare(Fiber& fiber, unsigned index) {
   fiber.index = index;
   fiber.thread = {index, 0, 0};
-  fiber.stack = std::make_unique<char[]>(stack_bytes);
+  fiber.stack = stack(index);
   getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_sp = fiber.stack;
   fiber.context.uc_stack.ss_size = stack_bytes;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, &enter, 0);
@@ -213,7 +224,7 @@ inline void run_block(const std::function<void()>& body, dim3 place, dim3 grid, 
   for (unsigned i = 0; i < threads; ++i) prepare(block.fibers[i], i);
   block.running = device.order == Order::forwards ? 0 : threads - 1;
   Fiber& first = block.fibers[block.running];
-  started(&block.host_fake_stack, first.stack.get(), stack_bytes);
+  started(&block.host_fake_stack, first.stack, stack_bytes);
   swapcontext(&block.host, &first.context);
   arrived(block.host_fake_stack, nullptr, nullptr);
   current = nullptr;
@@ -243,6 +254,19 @@ void launch(const char*, void (*kernel)(Parameters...), Grid grid, unsigned bloc
         emulated::run_block(body, {x, y, z}, size, block, static_cast<std::size_t>(shared));
       }
     }
+  }
+}
+
+inline void upload(void* device, const void* host, std::size_t bytes, void*) {
+  std::memcpy(device, host, bytes);
+}
+inline void download(void* host, const void* device, std::size_t bytes, void*) {
+  std::memcpy(host, device, bytes);
+}
+inline void copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
+                      std::size_t rows, void*) {
+  for (std::size_t i = 0; i < rows; ++i) {
+    std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, width);
   }
 }
 

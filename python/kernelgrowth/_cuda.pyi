@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 class WorkspaceTooSmall(MemoryError): ...
@@ -17,6 +17,18 @@ def gram(
 def gram_workspace(
     terms: Sequence[Any], rows: int, cols: int, *, kernels: int = 1, symmetric: bool, precision: str
 ) -> tuple[int, int]: ...
+def set_lapack(*, dsyevd: Any, dsyevr: Any) -> None: ...
+def block_krylov(
+    operator: Callable[[Any], Any],
+    start: Any,
+    locked: Any,
+    probes: Any,
+    vectors: Any,
+    new_block: Callable[[int, int], Any],
+    allocate: Callable[[int], Any],
+    stream: int,
+    **kwargs: Any,
+) -> dict[str, Any]: ...
 def compiled_architectures() -> str: ...
 def runtime_version() -> int: ...
 def driver_version() -> int: ...

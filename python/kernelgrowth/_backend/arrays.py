@@ -18,8 +18,11 @@ __all__ = [
     "as_array",
     "check_finite",
     "float_dtype",
+    "gpu_of",
+    "host_product",
     "is_cupy",
     "like",
+    "place",
     "special_functions",
     "to_cuda",
     "to_numpy",
@@ -172,6 +175,25 @@ def float_dtype(**arrays: Any) -> np.dtype[Any]:
 def to_numpy(array: Any) -> FloatArray:
     """Copy a CuPy array to the host; a NumPy array is returned as it is."""
     return array.get() if is_cupy(array) else array  # type: ignore[no-any-return]
+
+
+def gpu_of(x: Any) -> Any:
+    """Return the GPU, a `cupy.cuda.Device`, where an array lies or an operator with ``.device`` computes; else None."""
+    device = getattr(x, "device", None)
+    return device if is_cupy(device) else None
+
+
+def place(array: Any, gpu: Any) -> Any:
+    """Return `array` on a GPU, or with None on the host; where it is there already, it is returned as it is."""
+    if gpu is None:
+        return to_numpy(array)
+    with gpu:
+        return importlib.import_module("cupy").asarray(array)
+
+
+def host_product(operator: Any, block: FloatArray) -> npt.NDArray[Any]:
+    """Return ``operator @ block`` for a block and a result on the host, wherever the operator computes."""
+    return np.asarray(to_numpy(operator @ place(block, gpu_of(operator))))
 
 
 def to_cuda(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kernelgrowth._backend.arrays import is_cupy
 from kernelgrowth._backend.errors import BackendError
 
-__all__ = ["available_memory", "device_of", "gram", "gram_workspace", "kernel_statistics", "resolve_precision"]
+__all__ = [
+    "available_memory",
+    "block_krylov",
+    "check_built",
+    "device_of",
+    "gram",
+    "gram_workspace",
+    "kernel_statistics",
+    "on",
+    "resolve_precision",
+    "symmetry",
+]
 
 # Tensor cores that multiply bfloat16, TF32 and double came with this compute capability, times ten.
 _TENSOR_CORES = 80
+
+# Rows of a matrix that are compared with its columns at a time.
+_ROWS = 1024
 
 
 def device_of(**arrays: Iterable[Any]) -> Any:
@@ -26,17 +41,23 @@ def device_of(**arrays: Iterable[Any]) -> Any:
     ValueError
         If CuPy arrays live on different GPUs.
     """
-    found: dict[Any, str] = {}
+    found: dict[int | None, tuple[str, Any]] = {}  # by number, since CuPy's devices have no hash
     for name, group in arrays.items():
         for array in group:
-            found.setdefault(array.device if is_cupy(array) else None, name)
+            device = array.device if is_cupy(array) else None
+            found.setdefault(None if device is None else device.id, (name, device))
     if None in found and len(found) > 1:
-        first, second = list(found.values())[:2]
+        (first, _), (second, _) = list(found.values())[:2]
         raise TypeError(f"{first} and {second} hold NumPy and CuPy arrays: move one side first")
     if len(found) > 1:
-        places = ", ".join(f"{name} on GPU {device.id}" for device, name in found.items())
+        places = ", ".join(f"{name} on GPU {device.id}" for name, device in found.values())
         raise ValueError(f"arrays must live on one GPU, got {places}: move one side first")
-    return next(iter(found), None)
+    return next(iter(found.values()), ("", None))[1]
+
+
+def on(device: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which what is allocated lies on a GPU; None changes nothing."""
+    return contextlib.nullcontext() if device is None else device  # type: ignore[no-any-return]
 
 
 def available_memory(device: Any) -> int:
@@ -150,6 +171,95 @@ def kernel_statistics(kernel: Any, targets: Any, other: Any) -> dict[str, Any]:
     if other is None:
         named["inner_product"] = named["other_squared_norm"] = 0.0
     return named
+
+
+def block_krylov(
+    operator: Any, start: Any, locked: Any, probes: Any, lapack: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the vectors of `eigen.block_krylov` on the GPU, and what the compiled iteration tells beside them.
+
+    Parameters
+    ----------
+    operator : (n, n) cupy.ndarray, or callable
+        The matrix, or a function of a contiguous block (n, b) that returns one of its dtype. Float32 products are
+        cuBLAS's, in float32.
+    start, locked, probes : cupy.ndarray, shape (n, m)
+        Contiguous; `locked` and `probes` may be None.
+    lapack : mapping
+        Pointers to LAPACK's routines, by name.
+    options : mapping
+        As the compiled module names them.
+
+    Raises
+    ------
+    BackendError
+        If the build has no CUDA, or CUDA refuses; the message holds CUDA's own words.
+    """
+    cupy, module = importlib.import_module("cupy"), _module()
+    module.set_lapack(**lapack)
+    product = operator
+    if is_cupy(operator):
+
+        def product(block: Any) -> Any:
+            return cupy.ascontiguousarray(operator @ block)
+
+    with start.device:
+        vectors = cupy.zeros((len(start), options["wanted"]), dtype=start.dtype)
+        try:
+            found = module.block_krylov(
+                product,
+                start,
+                locked,
+                probes,
+                vectors,
+                lambda rows, columns: cupy.empty((rows, columns), dtype=start.dtype),
+                cupy.cuda.alloc,
+                cupy.cuda.get_current_stream().ptr,
+                **options,
+            )
+        except RuntimeError as error:
+            # What the operator raises comes through as it is.
+            if type(error) is not RuntimeError or "CUDA says" not in str(error):
+                raise
+            raise BackendError(str(error)) from error
+    return vectors, found
+
+
+def symmetry(matrix: Any) -> dict[str, Any]:
+    """Return what `eigen.symmetry` tells of a square CuPy array, by name, as numbers of the host's."""
+    cupy = importlib.import_module("cupy")
+    n = len(matrix)
+    with matrix.device:
+        rows = []
+        for begin in range(0, n, _ROWS):
+            slab = matrix[begin : begin + _ROWS]
+            gaps = cupy.abs(slab - matrix[:, begin : begin + _ROWS].T)
+            place = gaps.argmax()
+            squares = cupy.square(slab.astype(cupy.float64)).sum()
+            rows.append(
+                cupy.stack([cupy.abs(slab).max().astype(cupy.float64), gaps.max().astype(cupy.float64), place, squares])
+            )
+        found = cupy.stack([*rows, cupy.full(4, matrix.diagonal().sum(dtype=cupy.float64))]).get()
+    parts, trace = found[:-1], float(found[-1, 0])
+    worst = int(parts[:, 1].argmax())
+    row, column = divmod(int(parts[worst, 2]), n)
+    return {
+        "largest": float(parts[:, 0].max()),
+        "gap": float(parts[worst, 1]),
+        "row": worst * _ROWS + row,
+        "column": column,
+        "squared_norm": float(parts[:, 3].sum()),
+        "trace": trace,
+        "finite": bool(math.isfinite(float(parts[:, 0].sum()))),
+    }
+
+
+def check_built(name: str) -> None:
+    """Refuse `name`, which needs a GPU, where the build has no CUDA."""
+    try:
+        _module()
+    except BackendError as error:
+        raise BackendError(f"{name}: {error}") from error
 
 
 def _module() -> Any:

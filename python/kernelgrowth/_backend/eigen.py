@@ -7,12 +7,14 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth import _core
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend import cuda
+from kernelgrowth._backend.arrays import FloatArray, is_cupy
 from kernelgrowth._backend.native import num_threads
 
 __all__ = ["KrylovPairs", "Symmetry", "block_krylov", "symmetry"]
@@ -106,7 +108,8 @@ def block_krylov(
         The matrix, or a function that returns A V, contiguous and in the dtype of V, for contiguous V (n, b).
     start, locked, probes : (n, m) ndarray
         Contiguous, float32 or float64. First block of the iteration; orthonormal vectors that are projected out;
-        normally distributed vectors to be multiplied by what A is outside the basis, in the end.
+        normally distributed vectors to be multiplied by what A is outside the basis, in the end. Where they are CuPy's,
+        all vectors stay on their GPU, and the operator's function gets and returns CuPy arrays.
     wanted, width : int
         Pairs; most vectors in a product. The basis is restarted when it has ``wanted + 10 width`` vectors.
     required : int
@@ -132,39 +135,44 @@ def block_krylov(
     ValueError
         If a product is not finite or the operator not symmetric; and what the operator raises.
     """
-    _hand_over_lapack()
-    vectors = np.zeros((len(start), wanted), start.dtype)
-    found = _core.block_krylov(
-        operator,
-        start,
-        locked,
-        probes,
-        vectors,
-        wanted=wanted,
-        required=required,
-        width=width,
-        tolerance=tol,
-        least_scale=least_scale,
-        threshold=threshold,
-        max_passes=max_passes,
-        time_limit=time_limit,
-        first_check=first_check,
-        pass_operations=pass_flops,
-        exponent=exponent,
-        symmetry_tolerance=symmetry_tolerance,
-        seed=seed,
-        threads=num_threads(threads),
-        isa=isa,
-    )
+    options = {
+        "wanted": wanted,
+        "required": required,
+        "width": width,
+        "tolerance": tol,
+        "least_scale": least_scale,
+        "threshold": threshold,
+        "max_passes": max_passes,
+        "time_limit": time_limit,
+        "first_check": first_check,
+        "pass_operations": pass_flops,
+        "symmetry_tolerance": symmetry_tolerance,
+        "seed": seed,
+    }
+    if exponent is not None:
+        options["exponent"] = exponent
+    if is_cupy(start):
+        vectors, found = cuda.block_krylov(operator, start, locked, probes, _lapack(), options)
+    else:
+        _hand_over_lapack()
+        vectors = np.zeros((len(start), wanted), start.dtype)
+        found = _core.block_krylov(
+            operator, start, locked, probes, vectors, threads=num_threads(threads), isa=isa, **options
+        )
     return KrylovPairs(vectors=vectors[:, : len(found["values"])], **found)
 
 
 @functools.cache
-def _hand_over_lapack() -> None:
+def _lapack() -> dict[str, Any]:
     # Imported when used: SciPy's linear algebra takes longer to import than this package.
     import scipy.linalg.cython_lapack as lapack
 
-    _core.set_lapack(dsyevd=lapack.__pyx_capi__["dsyevd"], dsyevr=lapack.__pyx_capi__["dsyevr"])
+    return {name: lapack.__pyx_capi__[name] for name in ("dsyevd", "dsyevr")}
+
+
+@functools.cache
+def _hand_over_lapack() -> None:
+    _core.set_lapack(**_lapack())
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,12 @@ class Symmetry:
 
 
 def symmetry(matrix: FloatArray, *, threads: int | None = None, isa: str = "") -> Symmetry:
-    """Compare every entry of a square float32 or float64 matrix with its mirror image, in one pass over it."""
+    """Compare every entry of a square float32 or float64 matrix with its mirror image, in one pass over it.
+
+    A CuPy array is read on its GPU.
+    """
+    if is_cupy(matrix):
+        return Symmetry(**cuda.symmetry(matrix))
     usable = matrix.strides[1] == matrix.itemsize and matrix.strides[0] % matrix.itemsize == 0
     rows = matrix if usable else np.ascontiguousarray(matrix)
     return Symmetry(**_core.symmetry(rows, threads=num_threads(threads), isa=isa))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend import cuda
-from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, is_cupy
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, gpu_of, is_cupy, place
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.errors import BackendError
 
@@ -492,7 +492,7 @@ def kernel_statistics(
             raise ValueError(f"targets must have one row per row of a square kernel, got {y.shape} for {k.shape}")
         if is_cupy(y) and not is_cupy(k):
             raise TypeError("targets are a CuPy array, but the kernel is NumPy's: move one of them")
-        columns = array_namespace(k).ascontiguousarray(y.reshape(k.shape[0], -1).T, dtype=np.float64)
+        columns = array_namespace(k).ascontiguousarray(place(y.reshape(k.shape[0], -1).T, gpu_of(k)), np.float64)
     k2 = None
     if other is not None:
         k2 = _rows_contiguous(as_array("other", other, ndim=2, dtype=k.dtype, finite=False))

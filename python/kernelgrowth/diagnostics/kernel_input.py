@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, as_array, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, as_array, host_product, to_numpy
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.spectra.operand import is_operator, operator_dtype
@@ -63,7 +63,7 @@ def is_factorised(name: str, kernel: Any, method: str, memory_limit: int) -> boo
 def stored_kernel(name: str, kernel: Any) -> FloatArray:
     """Return a square kernel as a matrix on the host, an operator's from its Gram matrix or its product with I."""
     if is_operator(kernel) and not hasattr(kernel, "gram"):
-        name, kernel = f"{name} @ I", kernel @ np.eye(kernel.shape[1], dtype=operator_dtype(name, kernel))
+        name, kernel = f"{name} @ I", host_product(kernel, np.eye(kernel.shape[1], dtype=operator_dtype(name, kernel)))
     return as_kernel(name, kernel, square=True)
 
 

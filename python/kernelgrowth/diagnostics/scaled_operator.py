@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, check_finite, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, check_finite, host_product
 from kernelgrowth.spectra.operand import operator_dtype
 from kernelgrowth.spectra.symmetry import check_square, symmetry_tolerance
 
@@ -91,7 +91,7 @@ class ScaledOperator:
         return product
 
     def _product(self, vectors: FloatArray) -> FloatArray:
-        product = np.asarray(to_numpy(self._operator @ vectors))
+        product = host_product(self._operator, vectors)
         wanted = (self.shape[0], vectors.shape[1])
         if product.shape != wanted:
             raise ValueError(

@@ -84,7 +84,7 @@ def _overlaps_itself(array: FloatArray) -> bool:
 
 def _overlap(a: FloatArray, b: FloatArray) -> bool:
     # Exact for interleaved views too; both are plain strided blocks, which the search decides at once.
-    return bool(np.may_share_memory(a, b) and np.shares_memory(a, b))
+    return not is_cupy(b) and bool(np.may_share_memory(a, b) and np.shares_memory(a, b))
 
 
 def _same_file(a: FloatArray, b: FloatArray) -> bool:

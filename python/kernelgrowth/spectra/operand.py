@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, as_array, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, gpu_of, like, place
 from kernelgrowth.spectra.symmetry import check_square, seen_symmetric
 
 __all__ = ["Operand", "as_operand", "is_operator", "operator_dtype", "random_block"]
@@ -28,6 +28,8 @@ class Operand:
         The matrix, or a function that returns A V for contiguous V (n, b) in `dtype`.
     matrix : ndarray or None
         The matrix where it is stored.
+    gpu : cupy.cuda.Device or None
+        Where it computes, and its vectors lie; None for the host.
     template : object
         What results are to be like.
     largest : float
@@ -44,6 +46,7 @@ class Operand:
     dtype: np.dtype[Any]
     product: FloatArray | Callable[[FloatArray], FloatArray]
     matrix: FloatArray | None
+    gpu: Any
     template: Any
     largest: float
     squared_norm: float
@@ -55,6 +58,10 @@ class Operand:
     def pass_flops(self) -> float:
         """Operations of a product with one vector; infinite where they are not known."""
         return math.inf if self.matrix is None else 2.0 * self.n**2
+
+    def result(self, array: Any) -> Any:
+        """Return an array as the caller gets it: where the operator computes, and of the library that it came from."""
+        return like(place(array, self.gpu), self.template)
 
 
 def is_operator(given: Any) -> bool:
@@ -99,14 +106,14 @@ def as_operand(name: str, A: Any, *, dense_rows: int = 0) -> Operand:
         If it is neither a real floating array nor an operator.
     """
     if not is_operator(A):
-        matrix = to_numpy(as_array(name, A, ndim=2, finite=False))
+        matrix = as_array(name, A, ndim=2, finite=False)
         check_square(name, matrix.shape)
         return _stored(name, matrix, A, semidefinite=False)
     n = check_square(name, tuple(A.shape))
     semidefinite = bool(getattr(A, "semidefinite", False))
     way = A.product_plan().way if hasattr(A, "product_plan") else ""
     if hasattr(A, "gram") and (n <= dense_rows or way == "stored"):
-        matrix = to_numpy(as_array(f"{name}.gram()", A.gram(), ndim=2, finite=False))
+        matrix = as_array(f"{name}.gram()", A.gram(), ndim=2, finite=False)
         return _stored(f"{name}.gram()", matrix, matrix, semidefinite=semidefinite)
     dtype = operator_dtype(name, A)
     return Operand(
@@ -114,6 +121,7 @@ def as_operand(name: str, A: Any, *, dense_rows: int = 0) -> Operand:
         dtype=dtype,
         product=_product(name, A, dtype),
         matrix=None,
+        gpu=gpu_of(A),
         template=None,
         largest=math.nan,
         squared_norm=math.nan,
@@ -132,6 +140,7 @@ def _stored(name: str, matrix: FloatArray, template: Any, *, semidefinite: bool)
         dtype=matrix.dtype,
         product=matrix,
         matrix=matrix,
+        gpu=gpu_of(matrix),
         template=template,
         largest=seen.largest,
         squared_norm=seen.squared_norm if known else math.nan,
@@ -142,19 +151,24 @@ def _stored(name: str, matrix: FloatArray, template: Any, *, semidefinite: bool)
 
 
 def _product(name: str, operator: Any, dtype: np.dtype[Any]) -> Callable[[FloatArray], FloatArray]:
+    on_gpu = gpu_of(operator) is not None
+
     def product(block: FloatArray) -> FloatArray:
-        result = np.asarray(to_numpy(operator @ block))
+        result = operator @ block
+        result = result if on_gpu else np.asarray(result)
         if result.shape != block.shape:
             raise ValueError(f"{name} @ V must have shape {block.shape} for V of that shape, got {result.shape}")
         if result.dtype.kind not in "fiub":
             raise TypeError(f"{name} @ V must be real numbers, got dtype {result.dtype}")
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(result, dtype)
+            contiguous: FloatArray = array_namespace(result).ascontiguousarray(result, dtype)
+        return contiguous
 
     return product
 
 
 def random_block(rng: np.random.Generator, operand: Operand, columns: int) -> FloatArray:
-    """Return normally distributed vectors (n, columns) in the operand's dtype."""
-    drawn: FloatArray = rng.standard_normal((operand.n, columns), dtype=operand.dtype.type)
-    return drawn
+    """Return normally distributed vectors (n, columns) in the operand's dtype, where it computes."""
+    drawn = rng.standard_normal((operand.n, columns), dtype=operand.dtype.type)
+    placed: FloatArray = place(drawn, operand.gpu)
+    return placed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import FloatArray, as_array, check_finite, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, as_array, check_finite, host_product, to_numpy
 from kernelgrowth.kernels.products import stored_multiply
 from kernelgrowth.spectra.operand import is_operator, operator_dtype
 from kernelgrowth.spectra.symmetry import check_square, check_symmetric, symmetry_tolerance
@@ -57,7 +57,7 @@ class Probed:
         """
         if self.stored is not None:
             return stored_multiply(self.stored, block, check_finite=True).astype(np.float64, copy=False)
-        product = np.asarray(to_numpy(self.given @ block.astype(self.dtype, order="C")))
+        product = host_product(self.given, block.astype(self.dtype, order="C"))
         if product.shape != block.shape:
             raise ValueError(f"{self.name} @ V must have shape {block.shape} for V of that shape, got {product.shape}")
         check_finite(f"{self.name} @ V", product)

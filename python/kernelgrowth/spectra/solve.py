@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, as_array, like, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, place, to_numpy
 from kernelgrowth._backend.checks import check_integer, check_number
 from kernelgrowth._backend.eigen import KrylovPairs, block_krylov
 from kernelgrowth._backend.errors import NotConvergedWarning, SolveInterrupted
@@ -53,7 +53,8 @@ def eigsh(
     A : (n, n) array, NTKOperator, or linear operator
         A float32 or float64 array (NumPy, CuPy, or through DLPack), symmetric up to rounding; an NTKOperator; or
         anything with ``.shape``, ``.dtype`` and ``A @ V`` for V of shape (n, b), such as SciPy's `LinearOperator` or a
-        sparse matrix.
+        sparse matrix. What lies on a GPU (an operator says so by ``.device``, CuPy's) is solved there: vectors stay on
+        it, and an operator gets and returns CuPy arrays.
     k : int
         Number of eigenpairs, 1 to n.
     tol : float
@@ -75,7 +76,7 @@ def eigsh(
     Returns
     -------
     EigenResult
-        Arrays of the kind and dtype that came in (NumPy for an operator).
+        Arrays of the kind and dtype that came in; for an operator, NumPy's, or CuPy's where it computes on a GPU.
 
     Warns
     -----
@@ -137,7 +138,7 @@ def is_dense(operand: Operand, k: int, rows: int = _DENSE_ROWS, blocks: int = _D
 def solve_dense(operand: Operand, k: int, tol: float) -> EigenResult:
     """Return the result of LAPACK on a stored matrix."""
     assert operand.matrix is not None
-    scaled, exponent = scaled_symmetric(operand.matrix, operand.largest)
+    scaled, exponent = scaled_symmetric(to_numpy(operand.matrix), operand.largest)
     # One more than asked for, which bounds what is left out.
     all_values, all_vectors = top_eigenpairs(scaled, min(k + 1, operand.n))
     values = _rounded(all_values[:k], exponent, operand.dtype)
@@ -160,7 +161,7 @@ def krylov_result(pairs: KrylovPairs, operand: Operand, tol: float) -> EigenResu
     residuals = np.hypot(pairs.residuals, values - pairs.values)
     missed = missed_bound(pairs, operand)
     limit = tol * pairs.scale
-    vectors = np.ascontiguousarray(pairs.vectors)
+    vectors = array_namespace(pairs.vectors).ascontiguousarray(pairs.vectors)
     return _result(operand, values, vectors, residuals, pairs.exponent, limit, passes=pairs.passes, missed=missed)
 
 
@@ -188,9 +189,10 @@ class _Solver:
         """Return the top pairs, and whether larger eigenvalues outside them have been ruled out."""
         k, width, n = self._k, self._width, self._operand.n
         start = self._random(width)
+        xp = array_namespace(start)
         warm = v0 is not None
         if v0 is not None:
-            start = np.concatenate([v0, start], axis=1)[:, : max(width, v0.shape[1] + min(width, _EXTRA_COLUMNS))]
+            start = xp.concatenate([v0, start], axis=1)[:, : max(width, v0.shape[1] + min(width, _EXTRA_COLUMNS))]
         pairs: KrylovPairs | None = None
         try:
             while True:
@@ -205,7 +207,7 @@ class _Solver:
                 outside = self._iterate(
                     self._random(width),
                     1,
-                    locked=np.ascontiguousarray(pairs.vectors),
+                    locked=xp.ascontiguousarray(pairs.vectors),
                     threshold=threshold,
                     least_scale=pairs.scale,
                     exponent=pairs.exponent,
@@ -214,7 +216,7 @@ class _Solver:
                     return dataclasses.replace(pairs, interrupted=outside.interrupted), False
                 if outside.values[0] <= threshold:
                     return pairs, outside.accepted or outside.exhausted
-                start = np.concatenate([pairs.vectors, outside.vectors], axis=1)
+                start = xp.concatenate([pairs.vectors, outside.vectors], axis=1)
         except KeyboardInterrupt as interrupted:
             # In an iteration's first product, before it has pairs.
             if pairs is None:
@@ -224,7 +226,7 @@ class _Solver:
     def _iterate(self, start: FloatArray, wanted: int, first_check: int = 1, **options: Any) -> KrylovPairs:
         pairs = block_krylov(
             self._operand.product,
-            np.ascontiguousarray(start, self._operand.dtype),
+            array_namespace(start).ascontiguousarray(start, self._operand.dtype),
             wanted=wanted,
             width=self._width,
             tol=self._tol,
@@ -253,7 +255,8 @@ def _check_start(v0: Any, operand: Operand) -> FloatArray:
         raise ValueError(f"v0 must have the {operand.n} rows of A and at most as many columns, got shape {start.shape}")
     # Columns of moderate size, whose squares neither vanish nor overflow.
     largest = np.abs(start).max(axis=0)
-    return (start / np.where(largest > 0, largest, 1.0)).astype(operand.dtype)
+    moderate: FloatArray = place((start / np.where(largest > 0, largest, 1.0)).astype(operand.dtype), operand.gpu)
+    return moderate
 
 
 def _rounded(values: FloatArray, exponent: int, dtype: np.dtype[Any]) -> FloatArray:
@@ -273,10 +276,10 @@ def _result(
     missed: float,
 ) -> EigenResult:
     return EigenResult(
-        eigenvalues=like(np.ldexp(values, exponent).astype(vectors.dtype), operand.template),
-        eigenvectors=like(vectors, operand.template),
-        residuals=like(np.ldexp(residuals, exponent).astype(vectors.dtype), operand.template),
-        converged=like(residuals <= limit, operand.template),
+        eigenvalues=operand.result(np.ldexp(values, exponent).astype(operand.dtype)),
+        eigenvectors=operand.result(vectors),
+        residuals=operand.result(np.ldexp(residuals, exponent).astype(operand.dtype)),
+        converged=operand.result(residuals <= limit),
         passes=passes,
         missed_bound=missed,
     )
@@ -284,10 +287,10 @@ def _result(
 
 def _warn(result: EigenResult, pairs: KrylovPairs, tol: float, searched: bool) -> None:
     problems = []
-    converged = to_numpy(result.converged)
-    if not converged.all():
+    if not bool(result.converged.all()):
+        count = int((result.converged == 0).sum())
         problems.append(
-            f"{np.count_nonzero(converged == 0)} of {len(converged)} eigenpairs have a residual above the tolerance "
+            f"{count} of {len(pairs.values)} eigenpairs have a residual above the tolerance "
             f"(largest {pairs.residuals.max():.1e}, allowed {tol * pairs.scale:.1e}, in units of 2**{pairs.exponent})"
         )
     if not searched:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import FloatArray, like, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, place, to_numpy
 from kernelgrowth._backend.checks import check_integer, check_number
 from kernelgrowth._backend.eigen import block_krylov
 from kernelgrowth._backend.errors import NotConvergedWarning
@@ -119,12 +119,12 @@ class EigenTracker:
         k = min(self.k, operand.n)
         if is_dense(operand, k, _DENSE_ROWS, _DENSE_BLOCKS):
             solved = solve_dense(operand, k, self.tol)
-            block = to_numpy(solved.eigenvectors)
+            block = as_array("eigenvectors", solved.eigenvectors)
         else:
             solved, block = self._iterate(operand, k)
         result = self._matched(solved, operand)
         self._block = block.copy()
-        if not to_numpy(result.converged).all():
+        if not bool(result.converged.all()):
             message = f"EigenTracker after {result.passes} passes: residuals above the tolerance; raise max_passes"
             warnings.warn(NotConvergedWarning(f"{message} or tol", partial=result), stacklevel=2)
         return result
@@ -134,8 +134,8 @@ class EigenTracker:
         if self._vectors is None:
             return {}
         return {
-            "vectors": self._vectors,
-            "block": self._block,
+            "vectors": to_numpy(self._vectors),
+            "block": to_numpy(self._block),
             "values": self._values,
             "tracks": self._tracks,
             "next_track": self._next_track,
@@ -167,9 +167,10 @@ class EigenTracker:
         """Return the solution, and the vectors that the next one starts from."""
         rng = np.random.default_rng([self._seed, self._updates])
         width = min(operand.n, k + min(k, _MOST_FOLLOWED) + _FRESH)
-        known = np.empty((operand.n, 0), operand.dtype) if self._block is None else self._block
+        known = place(np.empty((operand.n, 0), operand.dtype) if self._block is None else self._block, operand.gpu)
         known = known[:, : max(k, width - _FRESH)]
-        start = np.concatenate([known, random_block(rng, operand, width - known.shape[1])], axis=1)
+        fresh = random_block(rng, operand, width - known.shape[1])
+        start = array_namespace(fresh).concatenate([known, fresh], axis=1)
         pairs = block_krylov(
             operand.product,
             start,
@@ -189,19 +190,20 @@ class EigenTracker:
 
     def _matched(self, solved: EigenResult, operand: Operand) -> TrackedEigenResult:
         """Return a result with signs and tracks that continue those before, and move on to it."""
-        values = to_numpy(solved.eigenvalues).astype(np.float64)
-        vectors = to_numpy(solved.eigenvectors)
+        values = to_numpy(as_array("eigenvalues", solved.eigenvalues)).astype(np.float64)
+        vectors = as_array("eigenvectors", solved.eigenvectors)
         k = len(values)
         tracks = np.full(k, -1, np.int64)
         growth = rotation = math.nan
         if self._vectors is not None:
-            cosines = self._vectors.astype(np.float64).T @ vectors.astype(np.float64)
+            before = place(self._vectors, operand.gpu)
+            cosines = to_numpy(before.astype(np.float64).T @ vectors.astype(np.float64))
             growth, rotation = _growth_and_rotation(self._values, values, cosines)
             nearest = np.abs(cosines).argmax(axis=0)
             closest = cosines[nearest, np.arange(k)]
             continued = closest**2 > _CONTINUES
             tracks[continued] = self._tracks[nearest[continued]]
-            vectors = vectors * np.where(continued & (closest < 0), -1, 1).astype(vectors.dtype)
+            vectors = vectors * place(np.where(continued & (closest < 0), -1, 1).astype(operand.dtype), operand.gpu)
         new = tracks < 0
         tracks[new] = self._next_track + np.arange(np.count_nonzero(new))
         self._next_track += int(np.count_nonzero(new))
@@ -210,7 +212,7 @@ class EigenTracker:
         self._updates += 1
         return TrackedEigenResult(
             eigenvalues=solved.eigenvalues,
-            eigenvectors=like(vectors, operand.template),
+            eigenvectors=operand.result(vectors),
             residuals=solved.residuals,
             converged=solved.converged,
             passes=solved.passes,
