@@ -13,6 +13,7 @@ import types
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 
 from kernelgrowth import _core
 from kernelgrowth._backend import cuda
@@ -40,6 +41,7 @@ class Device:
 
 
 Device.__module__ = "cupy.cuda.device"
+Device.__hash__ = None
 
 
 def _device():
@@ -210,7 +212,7 @@ for _name in (
             return _called(function, other, self)
 
         def in_place(self, other):
-            self._host[...] = _called(function, self, other)._host
+            _called(getattr(operator, f"i{name}"), self, other)
             return self
 
         return forward, reflected, in_place
@@ -256,12 +258,12 @@ def _called(function, *args, **options):
     found = list(_arrays_in((args, options)))
     if any(isinstance(array, np.ndarray) and array.ndim for array in found):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-    devices = {array.device for array in found if isinstance(array, ndarray)}
-    if len(devices) > 1:
+    devices = [array.device for array in found if isinstance(array, ndarray)]
+    if any(device != devices[0] for device in devices):
         raise ValueError(f"Array device must be same as the current device: arrays on {devices}")
     with np.errstate(all="ignore"):
         result = function(*_on_host(args), **_on_host(options))
-    return _placed(result, next(iter(devices), None))
+    return _placed(result, devices[0] if devices else None)
 
 
 def on_gpu(array, device=None):
@@ -306,6 +308,11 @@ class CuPy(types.ModuleType):
         if name not in FUNCTIONS:
             raise AttributeError(f"not known to be CuPy's: {name}")
         return lambda *args, **options: _called(given, *args, **options)
+
+
+class Special(types.ModuleType):
+    def __getattr__(self, name):
+        return lambda *args: _called(getattr(scipy.special, name), *args)
 
 
 class Module:
@@ -360,5 +367,6 @@ def stand_in(monkeypatch, module):
     """Put CuPy and the CUDA module aside for a test; return what answers for `module`."""
     answering = Module(module)
     monkeypatch.setitem(sys.modules, "cupy", CuPy())
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", Special("cupyx.scipy.special"))
     monkeypatch.setattr(cuda, "_module", lambda: answering)
     return answering

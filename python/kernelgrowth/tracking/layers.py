@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, is_cupy
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator
 
@@ -43,13 +43,10 @@ class LayerKernels:
 
     def _sees_inputs(self, block: Any) -> TypeGuard[OuterProduct]:
         """Whether a block's activations are x itself, and its kernel has a row an example."""
-        if not isinstance(self._x, np.ndarray) or self._x.ndim != 2:
-            return False
-        if not isinstance(block, OuterProduct) or block.num_positions > 1:
+        if self._x is None or self._x.ndim != 2 or not isinstance(block, OuterProduct) or block.num_positions > 1:
             return False
         # By place: comparing the values would read both arrays.
-        mine, given = self._x.__array_interface__, block.activations[:, 0].__array_interface__
-        same = all(mine[key] == given[key] for key in ("data", "shape", "strides", "typestr"))
+        same = _place(self._x) == _place(block.activations[:, 0])
         return same and (block.num_outputs == 1 or self._outputs != "full")
 
     def _of_inputs(self, name: str, block: OuterProduct) -> FloatArray:
@@ -64,7 +61,14 @@ class LayerKernels:
 
     def _gram(self, name: str, block: Any) -> FloatArray:
         operator = NTKOperator(GradientFeatures({name: block}), outputs=self._outputs, check_finite=False)
-        kernel = to_numpy(operator.gram())
+        kernel = operator.gram()
         # The operator that keeps it is gone, and another array of that size would cost half of a pass over it.
-        kernel.flags.writeable = True
+        if not is_cupy(kernel):
+            kernel.flags.writeable = True
         return kernel
+
+
+def _place(array: Any) -> tuple[Any, ...]:
+    """Return where an array's entries lie in which memory, and what they are."""
+    about = array.__cuda_array_interface__ if is_cupy(array) else array.__array_interface__
+    return is_cupy(array), about["data"][0], about["shape"], about["typestr"], array.strides

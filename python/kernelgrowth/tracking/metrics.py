@@ -80,7 +80,7 @@ def measure(
     layers: LayerKernels | None = None,
     subsamples: Subsamples | None = None,
 ) -> Measurement:
-    """Measure the kernel of `features`.
+    """Measure the kernel of `features`, where they live; what later steps are compared with lies on the host.
 
     Parameters
     ----------
@@ -116,12 +116,12 @@ def measure(
         layers = LayerKernels(None, outputs) if layers is None else layers
         kernel, by_layer = _sum_of_layers(layers.of(features), targets, columns, subsamples)
     else:
-        kernel, by_layer = to_numpy(NTKOperator(features, outputs=outputs, check_finite=False).gram()), {}
+        kernel, by_layer = NTKOperator(features, outputs=outputs, check_finite=False).gram(), {}
     values, pairs = _values_of_kernel(kernel, targets, columns, names, top_k, previous)
     if subsamples.order is not None:
-        values |= _estimates(values, kernel, targets, columns, subsamples.num_examples)
+        values |= _estimates(values, to_numpy(kernel), targets, columns, subsamples.num_examples)
     vectors = pairs.vectors if pairs is not None and "subspace_overlap" in names else None
-    now = Reference(step, size, pack_triangle(kernel), vectors, {} if pairs is None else pairs.solver)
+    now = Reference(step, size, pack_triangle(to_numpy(kernel)), vectors, {} if pairs is None else pairs.solver)
     values |= _changes(now, previous, now if first is None else first, names, subsamples, top_k)
     wanted = [*METRICS, *(f"{name}_error" for name in ESTIMATED)]
     recorded = {name: values[name] for name in wanted if name.removesuffix("_error") in names and name in values}
@@ -141,7 +141,7 @@ def _sum_of_layers(
     values: dict[str, Any] = {}
     for name, kernel in layers:
         if len(targets) < subsamples.num_examples:
-            estimate = estimate_kernel(kernel, targets, columns, subsamples.num_examples)
+            estimate = estimate_kernel(to_numpy(kernel), targets, columns, subsamples.num_examples)
             norm, alignment = estimate.norm, estimate.alignment
         else:
             statistics = kernel_statistics(kernel, targets=columns)

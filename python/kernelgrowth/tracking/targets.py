@@ -20,6 +20,8 @@ def check_probe_targets(y_probe: Any, num_examples: int) -> Any:
         raise ValueError(f"y_probe must have at least one target per example, got shape {checked.shape}")
     if isinstance(y_probe, np.ndarray) or is_cupy(y_probe):
         return y_probe
+    if is_cupy(checked):
+        return checked
     return np.from_dlpack(y_probe) if hasattr(y_probe, "__dlpack__") else np.asarray(y_probe)
 
 
