@@ -6,6 +6,8 @@ not mixed, reductions give arrays, and functions that are not listed here do not
 
 from __future__ import annotations
 
+import collections
+import itertools
 import operator
 import sys
 import threading
@@ -49,34 +51,88 @@ def _device():
 
 
 class Stream:
-    """Work on it is done at once. The null stream has the pointer 17."""
+    """Work on it is done at once, but copies from and to page-locked memory land as late as they may.
 
-    def __init__(self, null=False, non_blocking=False, ptr=18):
-        self.ptr = ptr
+    The null stream has the pointer 17.
+    """
+
+    _pointers = itertools.count(18)
+
+    def __init__(self, null=False, non_blocking=False, ptr=None):
+        self.ptr = next(self._pointers) if ptr is None else ptr
+        self.device_id = -1 if null else _device().id
+        self.landed, self._copies = 0, collections.deque()
 
     def __enter__(self):
+        if self.device_id not in (-1, _device().id):
+            raise RuntimeError(f"The device that the stream is created on ({self.device_id}) does not match")
         _stack("streams", NULL).append(self)
         return self
 
     def __exit__(self, *error):
         _stack("streams", NULL).pop()
 
+    def copy(self, target, source):
+        self._copies.append((target, source))
+        if not (_is_page_locked(target) or _is_page_locked(source)):
+            self.synchronize()
+
+    def position(self):
+        return self.landed + len(self._copies)
+
+    def synchronize(self, until=None):
+        for _ in range(len(self._copies) if until is None else until - self.landed):
+            target, source = self._copies.popleft()
+            target[...] = source
+            self.landed += 1
+
+
+NULL = Stream(null=True, ptr=17)
+
+
+def _stream():
+    return _stack("streams", NULL)[-1]
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self._stream, self._position = NULL, 0
+
+    def record(self, stream=None):
+        self._stream = stream or _stream()
+        self._position = self._stream.position()
+
     def synchronize(self):
-        pass
+        self._stream.synchronize(self._position)
 
 
-NULL = Stream(ptr=17)
-
-
-class Memory:
-    """Memory of the device, or page-locked memory of the host's, as an allocation of CuPy's."""
+class Memory(bytearray):
+    """Memory of the device as an allocation of CuPy's."""
 
     def __init__(self, size):
-        self._host = bytearray(max(size, 1))
-        self.ptr = np.frombuffer(self._host, np.uint8).ctypes.data
+        super().__init__(max(size, 1))
+        self.ptr = np.frombuffer(self, np.uint8).ctypes.data
 
-    def __buffer__(self, flags):
-        return memoryview(self._host)
+
+class PageLockedMemory(Memory):
+    """Memory of the host's, as much as CuPy's pool makes of it."""
+
+    def __init__(self, size):
+        super().__init__(1 << (max(size, 512) - 1).bit_length())
+
+
+def _is_page_locked(array):
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, memoryview) and isinstance(array.obj, PageLockedMemory)
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
 
 
 class ndarray:
@@ -102,16 +158,22 @@ class ndarray:
     def T(self):
         return ndarray(self._host.T, self.device)
 
-    def get(self, stream=None, order="C", out=None):
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        stream = stream or _stream()
         if out is None:
-            return self._host.copy(order)
-        out[...] = self._host
+            out, blocking = np.empty_like(self._host, order=order), True
+        assert (out.shape, out.dtype) == (self.shape, self.dtype)
+        assert out.flags.c_contiguous or out.flags.f_contiguous
+        stream.copy(out, self._host)
+        if blocking:
+            stream.synchronize()
         return out
 
     def set(self, host, stream=None):
         assert type(host) is np.ndarray
         assert (host.shape, host.dtype) == (self.shape, self.dtype)
-        self._host[...] = host
+        assert self._host.flags.c_contiguous or self._host.flags.f_contiguous
+        (stream or _stream()).copy(self._host, host)
 
     def __len__(self):
         return len(self._host)
@@ -138,7 +200,7 @@ class ndarray:
         return result if out is None else out[0]
 
     def __array_function__(self, func, kinds, args, options):
-        if func.__name__ not in FUNCTIONS:
+        if func.__name__ not in (LINALG if func.__module__ == "numpy.linalg" else FUNCTIONS):
             raise TypeError(f"not known to be CuPy's: {func.__name__}")
         return _called(func, *args, **options)
 
@@ -191,11 +253,13 @@ FUNCTIONS = {
     *("abs", "add", "all", "any", "arange", "argmax", "argsort", "argwhere", "array", "asarray", "ascontiguousarray"),
     *("broadcast_to", "clip", "concatenate", "cos", "count_nonzero", "cumsum", "diag", "diagonal", "dot", "einsum"),
     *("empty", "empty_like", "equal", "exp", "expand_dims", "expm1", "eye", "frexp", "full", "full_like", "hypot"),
-    *("isfinite", "isnan", "ldexp", "linspace", "log", "log1p", "logaddexp", "matmul", "max", "maximum", "mean", "min"),
-    *("minimum", "moveaxis", "multiply", "nonzero", "ones", "ones_like", "outer", "pad", "ravel", "repeat", "reshape"),
-    *("result_type", "sign", "sin", "sqrt", "square", "squeeze", "stack", "subtract", "sum", "swapaxes", "take"),
-    *("tanh", "tensordot", "tile", "trace", "transpose", "tril", "triu", "unique", "where", "zeros", "zeros_like"),
+    *("isfinite", "isnan", "ldexp", "linspace", "log", "log1p", "logaddexp", "matmul", "max", "maximum", "mean"),
+    *("min", "minimum", "moveaxis", "multiply", "ndim", "nonzero", "ones", "ones_like", "outer", "pad", "ravel"),
+    *("repeat", "reshape", "result_type", "sign", "sin", "sqrt", "square", "squeeze", "stack", "subtract", "sum"),
+    *("swapaxes", "take", "take_along_axis", "tanh", "tensordot", "tile", "trace", "transpose", "tril", "triu"),
+    *("unique", "where", "zeros", "zeros_like"),
 }
+LINALG = {"norm", "svd"}
 
 for _name in (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
@@ -250,7 +314,9 @@ def _arrays_in(x):
 def _placed(x, device):
     if isinstance(x, np.ndarray | np.bool | np.number):
         return ndarray(x, device)
-    return type(x)(_placed(part, device) for part in x) if type(x) in (list, tuple) else x
+    if isinstance(x, tuple):
+        return tuple(_placed(part, device) for part in x)
+    return [_placed(part, device) for part in x] if isinstance(x, list) else x
 
 
 def _called(function, *args, **options):
@@ -261,6 +327,7 @@ def _called(function, *args, **options):
     devices = [array.device for array in found if isinstance(array, ndarray)]
     if any(device != devices[0] for device in devices):
         raise ValueError(f"Array device must be same as the current device: arrays on {devices}")
+    _stream().synchronize()
     with np.errstate(all="ignore"):
         result = function(*_on_host(args), **_on_host(options))
     return _placed(result, devices[0] if devices else None)
@@ -279,11 +346,15 @@ class CuPy(types.ModuleType):
         self.cuda = types.SimpleNamespace(
             Device=Device,
             Stream=Stream,
+            Event=Event,
             alloc=Memory,
-            alloc_pinned_memory=Memory,
-            get_current_stream=lambda: _stack("streams", NULL)[-1],
+            alloc_pinned_memory=PageLockedMemory,
+            get_current_stream=_stream,
+            memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=types.SimpleNamespace(
-                memGetInfo=lambda: (free - 2**20, 2 * free), getDeviceCount=lambda: count, CUDARuntimeError=RuntimeError
+                memGetInfo=lambda: (free - 2**20, 2 * free),
+                getDeviceCount=lambda: count,
+                CUDARuntimeError=CUDARuntimeError,
             ),
         )
         self.lib = types.SimpleNamespace(
@@ -293,7 +364,8 @@ class CuPy(types.ModuleType):
                 )
             )
         )
-        self.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 2**20)
+        pool = types.SimpleNamespace(free_bytes=lambda: 2**20, free_all_blocks=lambda stream=None: None)
+        self.get_default_memory_pool = lambda: pool
 
     @staticmethod
     def asarray(x, dtype=None):
@@ -312,7 +384,8 @@ class CuPy(types.ModuleType):
 
 class Special(types.ModuleType):
     def __getattr__(self, name):
-        return lambda *args: _called(getattr(scipy.special, name), *args)
+        given = getattr(scipy.special, name)
+        return (lambda *args: _called(given, *args)) if callable(given) else given
 
 
 class Module:
@@ -325,6 +398,8 @@ class Module:
     def _call(self, **about):
         if self.failure:
             raise RuntimeError(self.failure)
+        assert about["stream"] == _stream().ptr
+        _stream().synchronize()
         self.calls.append(about)
 
     def statistics(self, kernel, targets, other, results, *, workspace, stream):

@@ -17,7 +17,7 @@ from kernelgrowth import BackendError, MemoryLimitError
 from kernelgrowth._backend.native import kernel_statistics
 from kernelgrowth.diagnostics import kernel_target_alignment
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
-from kernelgrowth.kernels import NTKOperator, empirical_ntk
+from kernelgrowth.kernels import empirical_ntk
 from stand_in_cupy import CuPy, Device, ndarray, on_gpu, stand_in
 
 _cuda = pytest.importorskip("kernelgrowth._cuda", reason="built without CUDA", exc_type=ImportError)
@@ -118,8 +118,6 @@ def test_mixed_places_are_refused_by_name(module):
         empirical_ntk(features(of, on_gpu), features(of, lambda array: on_gpu(array, Device(1))))
     with pytest.raises(BackendError, match="out cannot be given with features on a GPU"):
         empirical_ntk(features(of, on_gpu), out=np.empty((9, 9, 2, 2), np.float32))
-    with pytest.raises(BackendError, match="NTKOperator computes on the CPU"):
-        NTKOperator(features(of, on_gpu))
 
 
 @pytest.mark.parametrize("targets", [None, 1, 6])

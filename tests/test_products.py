@@ -16,14 +16,13 @@ import scipy.sparse.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
 from kernelgrowth import MemoryLimitError
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator, streamed
 from kernelgrowth.spectra import eigsh
+from product_cases import PROMISE, exact, preconditioner, vectors
 from strategies import cases
 
-PROMISE = {np.float32: 1e-5, np.float64: 1e-12}
 matrix_modes = st.sampled_from(["full", "trace", "mean_trace", "sum_logits"])
 ways = st.sampled_from(["stored", "tiles", "factored"])
 without_kernel = st.sampled_from(["tiles", "factored"])
@@ -37,39 +36,6 @@ def small_tiles():
 
 def threads(count):
     return mock.patch.dict(os.environ, {"KERNELGROWTH_NUM_THREADS": str(count)})
-
-
-def preconditioner(case, seed):
-    rng = np.random.default_rng(seed)
-    eta = {}
-    for name, block in case.features[0].items():
-        if isinstance(block, OuterProduct):
-            d_in, d_out = block.activations.shape[2], block.backprops.shape[3]
-            weight = rng.random((d_out, d_in)).astype(case.dtype)
-            eta[name] = (weight, rng.random(d_out).astype(case.dtype)) if block.bias else weight
-        else:
-            eta[name] = rng.random(block.num_parameters).astype(case.dtype)
-    return eta
-
-
-def exact(case, outputs, eta):
-    """The kernel in float64, and the yardstick of its entries."""
-    roots = {
-        name: tuple(np.sqrt(np.float64(x)) for x in (e if isinstance(e, tuple) else (e,))) for name, e in eta.items()
-    }
-    j1, j2 = (reference.jacobian(blocks, roots) for blocks in case.block_pair)
-    kernel = reference.as_matrix(reference.ntk(j1, j2, outputs))
-    return kernel, reference.as_matrix(reference.entry_scale(j1, j2, outputs))
-
-
-def vectors(rng, rows, count, dtype, layout):
-    if layout == "one":
-        return rng.normal(size=rows).astype(dtype)
-    if layout == "fortran":
-        return np.asfortranarray(rng.normal(size=(rows, count)).astype(dtype))
-    if layout == "strided":
-        return rng.normal(size=(2 * rows, 3 * count)).astype(dtype)[::-2, 1::3]
-    return rng.normal(size=(rows, count)).astype(dtype)
 
 
 @settings(max_examples=150)

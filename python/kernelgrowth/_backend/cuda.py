@@ -57,7 +57,7 @@ def device_of(**arrays: Iterable[Any]) -> Any:
 
 def on(device: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which what is allocated lies on a GPU; None changes nothing."""
-    return contextlib.nullcontext() if device is None else device  # type: ignore[no-any-return]
+    return contextlib.nullcontext() if device is None else device
 
 
 def available_memory(device: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend import cuda
+from kernelgrowth._backend import cuda, cuda_products
 from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, gpu_of, is_cupy, place
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.errors import BackendError
@@ -40,6 +40,7 @@ __all__ = [
     "gram",
     "gram_workspace",
     "has_bf16",
+    "host_threads",
     "im2col",
     "info",
     "kernel_statistics",
@@ -129,6 +130,11 @@ def num_threads(requested: int | None = None) -> int:
     if requested is None:
         return 1 if core_is_serial.get() else _core.default_threads()
     return check_integer("num_threads", requested, minimum=1, maximum=4096)
+
+
+def host_threads(array: FloatArray) -> int:
+    """Threads that a call with `array` will use, 0 where it lives on a GPU."""
+    return 0 if is_cupy(array) else num_threads()
 
 
 def has_bf16() -> bool:
@@ -399,6 +405,20 @@ def matmul(
     isa : str
         Instruction set; empty for the active one.
     """
+    if is_cupy(out):
+        cuda_products.matmul(
+            left,
+            right,
+            v,
+            out,
+            bias=bias,
+            fold=fold,
+            weights=weights,
+            scale=scale,
+            accumulate=accumulate,
+            workspace=workspace,
+        )
+        return
     _core.matmul(
         left,
         right,
@@ -420,6 +440,8 @@ def matmul_workspace(
     left: Sides, right: Sides | None, vectors: int, *, bias: bool, fold: bool, threads: int | None = None
 ) -> tuple[int, int]:
     """Return the bytes of workspace below which `matmul` refuses, and above which more is not used."""
+    if is_cupy(left[0]):
+        return cuda_products.matmul_workspace(left, right, vectors, bias=bias, fold=fold)
     return _core.matmul_workspace(left, right, vectors, bias=bias, fold=fold, threads=num_threads(threads))
 
 

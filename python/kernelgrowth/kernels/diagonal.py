@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, is_cupy
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.identity import arrays_of
 
 __all__ = ["diagonal"]
 
 Float64Array = npt.NDArray[np.float64]
 
 # Temporaries, in float64, of the examples taken together. How many those are depends on the shapes alone.
-_CHUNK_BYTES = 1 << 23
+_CHUNK_BYTES, _CHUNK_BYTES_ON_GPU = 1 << 23, 1 << 26
 
 
 def diagonal(
@@ -37,7 +38,8 @@ def diagonal(
     n, c = feats.num_examples, feats.num_outputs
     rows = c if outputs == "full" else 1
     sizes = {name: _example_bytes(block, weighted=name in preconditioner) for name, block in feats.items()}
-    chunks = {name: max(1, min(n, _CHUNK_BYTES // size)) for name, size in sizes.items()}
+    together = _CHUNK_BYTES_ON_GPU if is_cupy(arrays_of(feats)[0]) else _CHUNK_BYTES
+    chunks = {name: max(1, min(n, together // size)) for name, size in sizes.items()}
     weights_bytes = {name: sum(8 * array.size for array in preconditioner.get(name, ())) for name in feats}
     needed = 2 * n * rows * 8 + max(chunks[name] * size + weights_bytes[name] for name, size in sizes.items())
     if needed > memory_limit:
@@ -46,7 +48,7 @@ def diagonal(
             needed=needed,
             limit=memory_limit,
         )
-    total: Float64Array = np.zeros((n, rows))
+    total: Float64Array = array_namespace(arrays_of(feats)[0]).zeros((n, rows), np.float64)
     for name, block in feats.items():
         weights = tuple(array.astype(np.float64) for array in preconditioner.get(name, ()))
         for start in range(0, n, chunks[name]):
@@ -55,7 +57,8 @@ def diagonal(
                 norms = block.scale * _squared_norms(part, weights, outputs == "sum_logits")
             if outputs in ("trace", "mean_trace"):
                 norms = norms.sum(axis=1, keepdims=True) / (c if outputs == "mean_trace" else 1)
-            total[start : start + chunks[name]] += norms
+            sums = total[start : start + chunks[name]]
+            sums += norms
     return total.ravel()
 
 
@@ -88,44 +91,50 @@ def _units(block: OuterProduct) -> int:
     return max(1, min(d_out, _CHUNK_BYTES // (16 * c * d_in)))
 
 
-def _squared_norms(block: Block, weights: tuple[Float64Array, ...], total: bool) -> Float64Array:
+def _squared_norms(block: Block, weights: tuple[Float64Array, ...], total: bool) -> Any:
     """Return Σ η g² for each example and output, (N, C); of the outputs' summed gradient, (N, 1), if `total`."""
     if not isinstance(block, OuterProduct):
         g: Any = block.rows.astype(np.float64)
         if total:
             g = g.sum(axis=1, keepdims=True)
-        np.square(g, out=g)
-        return np.asarray(g @ weights[0] if weights else g.sum(axis=2))
+        g *= g
+        return g @ weights[0] if weights else g.sum(axis=2)
     a: Any = block.activations.astype(np.float64)
     d: Any = block.backprops.astype(np.float64)
     if total:
         d = d.sum(axis=1, keepdims=True)
     if block.num_positions == 1:
-        return _one_position(np.square(a[:, 0]), np.square(d[:, :, 0]), block.bias, weights)
+        a, d = a[:, 0], d[:, :, 0]
+        return _one_position(a * a, d * d, block.bias, weights)
     if weights or not _by_position_pairs(block):
         return _written_out(block, a, d, weights)
-    pairs = a @ a.transpose(0, 2, 1) + float(block.bias)
-    return np.asarray(np.einsum("ntu,nctu->nc", pairs, d @ d.transpose(0, 1, 3, 2)))
+    products = d @ d.transpose(0, 1, 3, 2)
+    products *= (a @ a.transpose(0, 2, 1) + float(block.bias))[:, None]
+    return products.sum(axis=(2, 3))
 
 
-def _one_position(a2: Any, d2: Any, bias: bool, weights: tuple[Float64Array, ...]) -> Float64Array:
+def _one_position(a2: Any, d2: Any, bias: bool, weights: tuple[Float64Array, ...]) -> Any:
     if not weights:
-        return np.asarray((a2.sum(axis=1) + float(bias))[:, None] * d2.sum(axis=2))
+        return (a2.sum(axis=1) + float(bias))[:, None] * d2.sum(axis=2)
     n, c, d_out = d2.shape
     weighted = (d2.reshape(n * c, d_out) @ weights[0]).reshape(n, c, -1)
-    norms = np.einsum("nci,ni->nc", weighted, a2)
-    return np.asarray(norms + d2 @ weights[1] if bias else norms)
+    weighted *= a2[:, None]
+    norms = weighted.sum(axis=2)
+    return norms + d2 @ weights[1] if bias else norms
 
 
-def _written_out(block: OuterProduct, a: Any, d: Any, weights: tuple[Float64Array, ...]) -> Float64Array:
-    norms: Float64Array = np.zeros(d.shape[:2])
+def _written_out(block: OuterProduct, a: Any, d: Any, weights: tuple[Float64Array, ...]) -> Any:
+    norms: Any = 0.0
     step = _units(block)
     for begin in range(0, d.shape[3], step):
         units = slice(begin, begin + step)
         gradients = d[..., units].transpose(0, 1, 3, 2) @ a[:, None]
-        np.square(gradients, out=gradients)
-        norms += np.einsum("ncoi,oi->nc", gradients, weights[0][units]) if weights else gradients.sum(axis=(2, 3))
+        gradients *= gradients
+        if weights:
+            gradients *= weights[0][units]
+        norms = norms + gradients.sum(axis=(2, 3))
     if block.bias:
-        squares = np.square(d.sum(axis=2))
-        norms += squares @ weights[1] if weights else squares.sum(axis=2)
+        sums = d.sum(axis=2)
+        sums *= sums
+        norms = norms + (sums @ weights[1] if weights else sums.sum(axis=2))
     return norms

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.arrays import FloatArray, array_namespace
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 
 __all__ = ["FactoredBlock", "factor"]
@@ -128,24 +128,25 @@ def factor(
 
 
 def _weights(block: Block, arrays: tuple[FloatArray, ...]) -> tuple[FloatArray, ...]:
-    contiguous = tuple(np.ascontiguousarray(array) for array in arrays)
+    contiguous = tuple(array_namespace(array).ascontiguousarray(array) for array in arrays)
     return contiguous if isinstance(block, OuterProduct) else tuple(array[None] for array in contiguous)
 
 
 def _sides(block: Block, mode: str, copy: bool) -> list[tuple[FloatArray, FloatArray, int]]:
     """Return activations, backprops and copied bytes: one triple, or with traced rows one for each output."""
+    xp = array_namespace(block.activations if isinstance(block, OuterProduct) else block.rows)
     if isinstance(block, OuterProduct):
         a, d = block.activations, block.backprops
         if mode != "sum_logits":
             return [(a, d, 0)]
         shape = (d.shape[0], 1, *d.shape[2:])
-        total: Any = d.sum(axis=1, keepdims=True) if copy else np.broadcast_to(np.zeros((), d.dtype), shape)
+        total: Any = d.sum(axis=1, keepdims=True) if copy else xp.broadcast_to(xp.zeros((), d.dtype), shape)
         return [(a, total, total.size * d.itemsize)]
     g = block.rows
     n, c, p = g.shape
 
     def ones(*shape: int) -> FloatArray:
-        return np.broadcast_to(np.ones((), g.dtype), shape)
+        return xp.broadcast_to(xp.ones((), g.dtype), shape)  # type: ignore[no-any-return]
 
     # Rows are outer products with a backprop of 1. The sum over outputs is one over positions.
     if mode == "sum_logits":
@@ -154,7 +155,7 @@ def _sides(block: Block, mode: str, copy: bool) -> list[tuple[FloatArray, FloatA
         return [(g[:, e : e + 1], ones(n, 1, 1, 1), 0) for e in range(c)]
     if c == 1 or n == 1 or g.strides[0] == c * g.strides[1]:
         stride = g.strides[0] if c == 1 else g.strides[1]
-        flat = np.lib.stride_tricks.as_strided(g, (n * c, 1, p), (stride, 0, g.strides[2]), writeable=False)
+        flat = xp.lib.stride_tricks.as_strided(g, (n * c, 1, p), (stride, 0, g.strides[2]))
         return [(flat, ones(n * c, 1, 1, 1), 0)]
-    flat = np.ascontiguousarray(g).reshape(n * c, 1, p) if copy else ones(n * c, 1, p)
+    flat = xp.ascontiguousarray(g).reshape(n * c, 1, p) if copy else ones(n * c, 1, p)
     return [(flat, ones(n * c, 1, 1, 1), flat.size * g.itemsize)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernelgrowth._backend import cuda
-from kernelgrowth._backend.arrays import FloatArray, as_array
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
@@ -135,9 +135,10 @@ def check_preconditioner(feats: GradientFeatures, preconditioner: Any) -> dict[s
         if [array.shape for array in checked] != shapes:
             wanted = " and ".join(str(shape) for shape in shapes)
             raise ValueError(f"{label} must have shape {wanted}, got {[array.shape for array in checked]}")
+        cuda.device_of(feats=arrays_of(feats)[:1], **{label: checked})
         if any(array.min() < 0 for array in checked):
             raise ValueError(f"{label} must not be negative")
-        roots[name] = tuple(np.sqrt(array) for array in checked)
+        roots[name] = tuple(array_namespace(array).sqrt(array) for array in checked)
     return roots
 
 

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy
+from kernelgrowth._backend import cuda, native
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, is_cupy
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.features import GradientFeatures
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.diagonal import diagonal
 from kernelgrowth.kernels.evaluate import check_range, check_values, evaluate
-from kernelgrowth.kernels.lowering import Problem, check_on_cpu, check_pair, check_preconditioner, lower
+from kernelgrowth.kernels.lowering import Problem, check_pair, check_preconditioner, device_of, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.products import WAYS, ProductPlan, Products, stored_multiply, stored_product
 
 __all__ = ["NTKOperator"]
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
 _MODES = ("full", "trace", "mean_trace", "sum_logits")
+
+
+def _on_device(method: _Method) -> _Method:
+    """Let a method allocate where its operator computes."""
+
+    @functools.wraps(method)
+    def on_device(self: NTKOperator, *args: Any, **options: Any) -> Any:
+        with cuda.on(self.device):
+            return method(self, *args, **options)
+
+    return cast(_Method, on_device)
 
 
 class NTKOperator:
@@ -32,7 +47,8 @@ class NTKOperator:
     Parameters
     ----------
     feats : GradientFeatures
-        N1 examples, C outputs.
+        N1 examples, C outputs. Where they are CuPy arrays, so are vectors, preconditioners and results: all is computed
+        on their GPU, on CuPy's current stream, and `memory_limit` is by default half of what that has left.
     feats2 : GradientFeatures, optional
         N2 examples for a rectangular operator.
     outputs : {"full", "trace", "mean_trace", "sum_logits"}
@@ -54,6 +70,8 @@ class NTKOperator:
     ----------
     shape : tuple of int
     dtype : numpy.dtype
+    device : cupy.cuda.Device or None
+        The GPU where it computes; None on the CPU.
     semidefinite : bool
         Whether the operator is a Gram matrix by construction, so that it has no negative eigenvalue beyond rounding.
 
@@ -62,8 +80,9 @@ class NTKOperator:
     The result of a product has NumPy's common dtype of the operator and the vectors. By tiles or by factors, vectors
     are rounded to the operator's dtype first, each column scaled by a power of two where its size calls for it; their
     results have the same bits for any number of threads and any `memory_limit`, and by factors a column's do not
-    depend on the other columns. A product by factors takes `4 N T d_in d_out` operations a vector and block, by tiles
-    those of the kernel. SciPy's `aslinearoperator` takes the operator as it is.
+    depend on the other columns (not so on a GPU, where cuBLAS chooses how it adds by the shapes of what it multiplies).
+    A product by factors takes `4 N T d_in d_out` operations a vector and block, by tiles those of the kernel. SciPy's
+    `aslinearoperator` takes the operator of NumPy arrays as it is.
     """
 
     def __init__(
@@ -78,12 +97,16 @@ class NTKOperator:
         check_finite: bool = True,
     ) -> None:
         check_pair(feats, feats2)
-        check_on_cpu("NTKOperator", feats, feats2)
         check_choice("outputs", outputs, _MODES)
         check_choice("products", products, ("auto", *WAYS))
-        self._roots = check_preconditioner(feats, preconditioner)
+        self.device: Any = device_of(feats, feats2)
+        gpu = self.device
+        self._precision = "" if gpu is None else cuda.resolve_precision(str(feats.dtype), gpu)
+        with cuda.on(gpu):
+            self._roots = check_preconditioner(feats, preconditioner)
         self._weights = {name: _arrays(preconditioner[name]) for name in feats} if preconditioner is not None else {}
-        self._limit = resolve_memory_limit(memory_limit)
+        self._limit = resolve_memory_limit(memory_limit, None if gpu is None else lambda: cuda.available_memory(gpu))
+        self._example = arrays_of(feats)[0]
         self._feats, self._feats2, self._outputs = feats, feats2, outputs
         self._preconditioner = preconditioner
         self._check_finite = check_finite
@@ -96,6 +119,7 @@ class NTKOperator:
             preconditioner=self._weights,
             memory_limit=self._limit,
             check_finite=check_finite,
+            precision=self._precision,
         )
         self._gram: FloatArray | None = None
         self._cheapest: str | None = None
@@ -117,11 +141,14 @@ class NTKOperator:
         """
         return self._planned()[1]
 
+    @_on_device
     def _planned(self) -> tuple[Problem, Plan]:
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        problem = lower(self._feats, self._feats2, self._outputs, self._roots, self._limit)
-        return problem, make_plan(problem, output_bytes=size, memory_limit=self._limit, threads=native.num_threads())
+        problem = lower(self._feats, self._feats2, self._outputs, self._roots, self._limit, precision=self._precision)
+        threads = native.host_threads(self._example)
+        return problem, make_plan(problem, output_bytes=size, memory_limit=self._limit, threads=threads)
 
+    @_on_device
     def product_plan(self, num_vectors: int = 1) -> ProductPlan:
         """Return how a product with so many vectors is made and what it costs; printing it shows a table.
 
@@ -136,15 +163,17 @@ class NTKOperator:
             return self._products.plan(way, num_vectors, self.dtype)
         return stored_product(self.plan(), num_vectors, self.dtype, computed=self._gram is not None)
 
+    @_on_device
     def gram(self) -> FloatArray:
         """Return the kernel as a matrix of this operator's shape, computed once; do not write to it."""
         if self._gram is None:
             problem, plan = self._planned()
-            out: FloatArray = np.empty(self.shape, self.dtype)
+            out: FloatArray = array_namespace(self._example).empty(self.shape, self.dtype)
             evaluate(problem, plan, out)
             if self._check_finite:
                 check_range(problem, out)
-            out.flags.writeable = False
+            if self.device is None:
+                out.flags.writeable = False
             self._gram = out
         return self._gram
 
@@ -167,6 +196,7 @@ class NTKOperator:
         """Return Kᵀ V, for SciPy."""
         return self._multiply(v, transposed=True)
 
+    @_on_device
     def diagonal(self) -> FloatArray:
         """Return the diagonal, shape (rows,), from squared gradient norms: without the kernel, linear in N.
 
@@ -184,6 +214,7 @@ class NTKOperator:
             check_values("kernel", result)
         return result
 
+    @_on_device
     def trace(self) -> float:
         """Return the sum of the diagonal, in float64 and without the kernel; it raises what `diagonal` does."""
         total = self._exact_diagonal("trace").sum()
@@ -191,6 +222,7 @@ class NTKOperator:
             check_values("trace", total)
         return float(total)
 
+    @_on_device
     def frobenius_norm(self) -> float:
         """Return sqrt(Σ K_ij²), accumulated in float64: of the stored kernel, or of its tiles where it is not kept."""
         if self._gram is None and self._chosen_way() != "stored":
@@ -237,19 +269,23 @@ class NTKOperator:
                 return way
         raise refusal or AssertionError("there is no way to make a product")
 
+    @_on_device
     def _multiply(self, v: Any, *, transposed: bool) -> FloatArray:
         vectors = as_array("v", v, ndim=(1, 2), finite=False)
         rows = self.shape[0 if transposed else 1]
         if vectors.shape[0] != rows:
             raise ValueError(f"v must have {rows} rows, got shape {vectors.shape}")
-        if is_cupy(vectors):
-            raise BackendError("v is a CuPy array, but the features are on the CPU: move one of them")
+        if is_cupy(vectors) != is_cupy(self._example):
+            kind, place = ("CuPy", "the CPU") if is_cupy(vectors) else ("NumPy", "a GPU")
+            raise BackendError(f"v is a {kind} array, but the features are on {place}: move one of them")
+        cuda.device_of(feats=[self._example], v=[vectors])
         way = self._chosen_way()
         if way == "stored":
             kernel = self.gram().T if transposed else self.gram()
             return stored_multiply(kernel, vectors, check_finite=self._check_finite)
         if vectors.size == 0:
-            return np.zeros((self.shape[1 if transposed else 0], 0), np.result_type(self.dtype, vectors.dtype))
+            empty = (self.shape[1 if transposed else 0], 0)
+            return array_namespace(vectors).zeros(empty, np.result_type(self.dtype, vectors.dtype))  # type: ignore[no-any-return]
         product = self._products.multiply(way, vectors.reshape(rows, -1), transposed=transposed)
         return product.reshape(-1) if vectors.ndim == 1 else product
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from kernelgrowth._backend import native
 from kernelgrowth._backend.arrays import is_cupy
-from kernelgrowth._backend.calibration import calibration
-from kernelgrowth._backend.errors import MemoryLimitError
+from kernelgrowth._backend.calibration import Calibration, calibration
+from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth._backend.native import GramTerm, OuterProductRows
 from kernelgrowth.kernels.blocks import LoweredBlock
@@ -87,6 +87,7 @@ class Plan:
     memory_limit : int
         Bytes allowed.
     threads : int
+        0 on a GPU.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -109,30 +110,42 @@ class Plan:
 
         The first prediction of a machine measures its rates for about half a second and remembers them in the
         user's cache folder.
+
+        Raises
+        ------
+        BackendError
+            On a GPU, whose rates are not measured.
         """
-        rates = calibration(self.dtype.name, self.threads)
+        rates = self._rates()
         return sum(self.block_seconds) + pass_seconds(self.shape, self.dtype.itemsize, len(self.passes), rates)
 
     @property
     def block_seconds(self) -> tuple[float, ...]:
         """Predicted time of each block; what is left of `seconds` goes into the output and the calls."""
-        rates = calibration(self.dtype.name, self.threads)
+        rates = self._rates()
         return tuple(block.cost.seconds(rates) for block in self.blocks)
+
+    def _rates(self) -> Calibration:
+        if not self.threads:
+            raise BackendError("times are predicted on the CPU only: rates of GPUs are not measured")
+        return calibration(self.dtype.name, self.threads)
 
     def __str__(self) -> str:
         width = max(len("block"), *(len(block.name) for block in self.blocks))
-        lines = [f"{'block':<{width}}  {'strategy':<9} {'Gflop':>10} {'features':>10} {'terms':>6} {'ms':>10}"]
+        seconds = [*self.block_seconds, self.seconds] if self.threads else []
+        ms = [f"{each * 1e3:>11.3f}" for each in seconds] or [""] * (len(self.blocks) + 1)
+        heading = f"{'ms':>11}" if self.threads else ""
+        lines = [f"{'block':<{width}}  {'strategy':<9} {'Gflop':>10} {'features':>10} {'terms':>6}{heading}"]
         lines += [
-            f"{b.name:<{width}}  {b.strategy:<9} {b.flops / 1e9:>10.3f} {format_bytes(b.bytes):>10} {b.terms:>6} "
-            f"{seconds * 1e3:>10.3f}"
-            for b, seconds in zip(self.blocks, self.block_seconds, strict=True)
+            f"{b.name:<{width}}  {b.strategy:<9} {b.flops / 1e9:>10.3f} {format_bytes(b.bytes):>10} {b.terms:>6}{time}"
+            for b, time in zip(self.blocks, ms[:-1], strict=True)
         ]
-        lines.append(f"{'total':<{width}}  {'':<9} {self.flops / 1e9:>10.3f} {'':>17} {self.seconds * 1e3:>10.3f}")
+        lines.append(f"{'total':<{width}}  {'':<9} {self.flops / 1e9:>10.3f} {'':>17}{ms[-1]}".rstrip())
         size = " x ".join(map(str, self.shape))
         lines.append(
             f"kernel {size}: {format_bytes(self.output_bytes)} output in {len(self.passes)} pass(es), "
             f"{format_bytes(self.workspace_bytes)} workspace of {format_bytes(self.memory_limit)} allowed, "
-            f"{self.threads} thread(s)"
+            + (f"{self.threads} thread(s)" if self.threads else "on a GPU")
         )
         return "\n".join(lines)
 

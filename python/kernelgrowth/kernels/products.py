@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.arrays import FloatArray, array_namespace
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import GradientFeatures
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.evaluate import check_values, is_finite
 from kernelgrowth.kernels.factored import FactoredBlock, factor
 from kernelgrowth.kernels.plan import Plan
@@ -67,6 +68,7 @@ class ProductPlan:
     memory_limit : int
         Bytes allowed.
     threads : int
+        0 on a GPU.
     """
 
     way: str
@@ -97,7 +99,7 @@ class ProductPlan:
         lines.append(
             f"kernel {rows} x {columns} times {self.num_vectors} vector(s): {format_bytes(self.output_bytes)} output, "
             f"{format_bytes(self.workspace_bytes)} workspace of {format_bytes(self.memory_limit)} allowed, "
-            f"{self.threads} thread(s)"
+            + (f"{self.threads} thread(s)" if self.threads else "on a GPU")
         )
         return "\n".join(lines)
 
@@ -119,13 +121,16 @@ class Products:
         preconditioner: Mapping[str, tuple[FloatArray, ...]],
         memory_limit: int,
         check_finite: bool,
+        precision: str = "",
     ) -> None:
         self._feats, self._feats2, self._outputs = feats, feats2, outputs
         self._preconditioner = preconditioner
         self._limit = memory_limit
         self._check_finite = check_finite
         self._groups: dict[Any, tuple[int, int]] = {}
-        self._tiled = StreamedKernel(feats, feats2, outputs, roots)
+        self._tiled = StreamedKernel(feats, feats2, outputs, roots, precision)
+        self._example = arrays_of(feats)[0]
+        self._namespace = array_namespace(self._example)
         each = feats.num_outputs if outputs == "full" else 1
         self.shape = (feats.num_examples * each, (feats if feats2 is None else feats2).num_examples * each)
 
@@ -155,7 +160,7 @@ class Products:
         MemoryLimitError
             If the smallest plan does not fit.
         """
-        threads = native.num_threads()
+        threads = native.host_threads(self._example)
         output = max(self.shape) * num_vectors * dtype.itemsize
         if way == "factored":
             group, workspace = self._group(num_vectors, dtype, self.shape)
@@ -184,7 +189,7 @@ class Products:
             if group >= v.shape[1]:
                 result = next(parts)
             else:
-                result = np.empty((shape[0], v.shape[1]), dtype)
+                result = self._namespace.empty((shape[0], v.shape[1]), dtype)
                 for j, part in enumerate(parts):
                     result[:, j * group : (j + 1) * group] = part
         else:
@@ -205,8 +210,8 @@ class Products:
         self, v: FloatArray, workspace: int, dtype: np.dtype[Any], shape: tuple[int, int], transposed: bool
     ) -> FloatArray:
         vectors, exponents = _moderate(v, self._feats.dtype)
-        out = np.empty((shape[0], v.shape[1]))
-        threads = native.num_threads()
+        out = self._namespace.empty((shape[0], v.shape[1]), np.float64)
+        threads = native.host_threads(self._example)
         for i, block in enumerate(self._blocks):
             side = block.transposed if transposed else block
             side.add_product(vectors, out, accumulate=i > 0, workspace=workspace, threads=threads)
@@ -216,7 +221,7 @@ class Products:
         self, v: FloatArray, limit: int, dtype: np.dtype[Any], shape: tuple[int, int], transposed: bool
     ) -> FloatArray:
         vectors, exponents = _moderate(v, self._feats.dtype)
-        out = np.zeros((shape[0], v.shape[1]))
+        out = self._namespace.zeros((shape[0], v.shape[1]), np.float64)
         # The product is checked to be finite, and so need not the tiles be.
         for tile in self._tiled.tiles(limit, check_finite=False):
             add_products(tile, vectors, out, transposed=transposed)
@@ -232,7 +237,7 @@ class Products:
 
     def _group(self, vectors: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> tuple[int, int]:
         """Return how many vectors are taken at a time, and the workspace left for each block's product."""
-        threads = native.num_threads()
+        threads = native.host_threads(self._example)
         key = (vectors, dtype, shape, threads)
         if key not in self._groups:
             self._groups[key] = self._fitted_group(vectors, dtype, shape, threads)
@@ -291,14 +296,15 @@ def _moderate(v: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, npt.NDAr
 
     A power of two changes no digit, so a column's bits do not depend on whether it is scaled.
     """
+    xp = array_namespace(v)
     with np.errstate(invalid="ignore"):
-        largest = np.maximum(v.max(axis=0), -v.min(axis=0)).astype(np.float64)
+        largest = xp.maximum(v.max(axis=0), -v.min(axis=0)).astype(np.float64)
     # Zero columns and such with values that are not finite stay as they are.
     odd = (largest > _MODERATE) | ((largest < 1 / _MODERATE) & (largest > 0))
     if not odd.any():
         return v.astype(dtype, copy=False), None
-    exponents = np.where(odd & np.isfinite(largest), np.frexp(largest)[1], 0)
-    return np.ldexp(v, -exponents).astype(dtype), exponents
+    exponents = xp.frexp(largest)[1] * (odd & xp.isfinite(largest))
+    return xp.ldexp(v, -exponents).astype(dtype), exponents
 
 
 def _scaled_back(
@@ -306,7 +312,7 @@ def _scaled_back(
 ) -> FloatArray:
     with np.errstate(over="ignore", invalid="ignore"):
         if exponents is not None:
-            np.ldexp(product, exponents, out=product)
+            array_namespace(product).ldexp(product, exponents, out=product)
         return product.astype(dtype, copy=False)
 
 
@@ -327,11 +333,11 @@ def stored_product(plan: Plan, num_vectors: int, dtype: np.dtype[Any], *, comput
 
 
 def stored_multiply(kernel: FloatArray, v: FloatArray, *, check_finite: bool) -> FloatArray:
-    """Return `kernel @ v` as NumPy does; where that would cast all of the kernel first, some rows at a time."""
-    step = kernel.shape[0] if np.result_type(kernel, v) == kernel.dtype else _SLAB_ROWS
+    """Return `kernel @ v` as NumPy or CuPy does; where that would cast all of the kernel first, some rows at a time."""
+    step = kernel.shape[0] if np.result_type(kernel.dtype, v.dtype) == kernel.dtype else _SLAB_ROWS
     with np.errstate(over="ignore", invalid="ignore"):
         slabs = [kernel[i : i + step] @ v for i in range(0, kernel.shape[0], step)]
-    product: FloatArray = slabs[0] if len(slabs) == 1 else np.concatenate(slabs)
+    product: FloatArray = slabs[0] if len(slabs) == 1 else array_namespace(v).concatenate(slabs)
     if check_finite and is_finite(v):
         check_values("product", product)
     return product

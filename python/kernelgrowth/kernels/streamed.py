@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, is_cupy
 from kernelgrowth._backend.errors import MemoryLimitError
+from kernelgrowth._backend.native import host_threads
 from kernelgrowth.gradients.features import GradientFeatures
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import Problem, lower
 from kernelgrowth.kernels.plan import Plan, make_plan
 
 __all__ = ["StreamedKernel", "Tile", "add_products"]
 
-# Rows and columns of a tile: whole examples, so many by the shape of the kernel alone.
-_ROWS = 1024
+# Rows and columns of a tile: whole examples, so many by the shape of the kernel alone. A GPU is full with more of them.
+_ROWS, _ROWS_ON_GPU = 1024, 2048
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class StreamedKernel:
         feats2: GradientFeatures | None,
         outputs: str,
         roots: Mapping[str, tuple[FloatArray, ...]],
+        precision: str = "",
     ) -> None:
         self._feats, self._feats2, self._outputs, self._roots = feats, feats2, outputs, roots
+        self._precision, self._example = precision, arrays_of(feats)[0]
         self._rows_each = feats.num_outputs if outputs == "full" else 1
         self._counts = (feats.num_examples, (feats if feats2 is None else feats2).num_examples)
-        self._examples = max(1, _ROWS // self._rows_each)
+        self._examples = max(1, (_ROWS_ON_GPU if is_cupy(self._example) else _ROWS) // self._rows_each)
 
     def plans(self, memory_limit: int) -> list[tuple[Plan, int]]:
         """Return a plan for each kind of tile and how many there are of it; tiles of a kind have the same shapes.
@@ -81,7 +84,8 @@ class StreamedKernel:
 
     def tiles(self, memory_limit: int, *, check_finite: bool) -> Iterator[Tile]:
         """Compute one tile after another, within `memory_limit` bytes for each and its computation."""
-        buffer: FloatArray = np.empty(self.tile_bytes() // self._feats.dtype.itemsize, self._feats.dtype)
+        xp = array_namespace(self._example)
+        buffer: FloatArray = xp.empty(self.tile_bytes() // self._feats.dtype.itemsize, self._feats.dtype)
         for rows, columns in self._pairs():
             problem, plan = self._planned(rows, columns, memory_limit)
             height, width = problem.shape
@@ -124,9 +128,11 @@ class StreamedKernel:
         if self._feats2 is not None or rows != columns:
             right = (self._feats2 or self._feats).examples(columns.start, columns.stop)
         # The plan counts what has been copied for these few examples.
-        problem = lower(left, right, self._outputs, self._roots, sys.maxsize, examples=self._counts)
+        problem = lower(
+            left, right, self._outputs, self._roots, sys.maxsize, examples=self._counts, precision=self._precision
+        )
         plan = make_plan(
-            problem, output_bytes=self.tile_bytes(), memory_limit=memory_limit, threads=native.num_threads()
+            problem, output_bytes=self.tile_bytes(), memory_limit=memory_limit, threads=host_threads(self._example)
         )
         return problem, plan
 
@@ -137,6 +143,8 @@ def add_products(tile: Tile, vectors: FloatArray, products: Any, *, transposed: 
     if transposed:
         rows, columns, values = columns, rows, values.T
     with np.errstate(over="ignore", invalid="ignore"):
-        products[rows] += values @ vectors[columns]
+        part = products[rows]
+        part += values @ vectors[columns]
         if tile.mirrored:
-            products[columns] += values.T @ vectors[rows]
+            part = products[columns]
+            part += values.T @ vectors[rows]
