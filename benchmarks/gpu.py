@@ -1,14 +1,18 @@
 """`python -m benchmarks.gpu`: are kernels on this machine's GPU right, and how fast are they.
 
 First a table of errors: random features of all kinds in all outputs modes and precisions, against float64 on the CPU,
-in memory that held NaN before. Then speeds, in needed operations (the upper triangle): against the same kernel as
-PyTorch composes it at that precision, and against what a product of two square matrices reaches at it, all in one run,
-timed by events on the stream. Needs CuPy, and PyTorch for the peers; takes a few minutes.
+in memory that held NaN before; then products, eigenpairs and a tracked run against the CPU's. Then speeds, in needed
+operations (the upper triangle): against the same kernel as CuPy and PyTorch compose it at that precision, against
+torch.func, and against what a product of two square matrices reaches at it and what copying memory does, all in one
+run, timed by events on the stream; eigenpairs of a kernel that is not stored beside their products; a tracked step
+beside the sweep over its examples; and a kernel in tiles of features in host memory. Needs CuPy, and PyTorch for its
+part; takes a few minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import statistics
@@ -18,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import gpu_experiments
 from benchmarks.machine import machine
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import OUTPUTS, empirical_ntk
 
-__all__ = ["errors", "main", "speeds"]
+__all__ = ["copy_bandwidth", "described", "errors", "main", "speeds"]
 
 # Of an entry, relative to sqrt(K_ii K_jj): what docs/gpu.md states.
 _PROMISED = {"float32": 1e-5, "tf32": 3e-3, "bf16": 2e-2, "float64": 1e-12}
@@ -52,8 +57,11 @@ def _features(arrays: dict[str, Any], place: Callable[[Any], Any]) -> GradientFe
     )
 
 
-def errors(n: int = 150) -> Iterator[dict[str, Any]]:
-    """Yield for each mode, precision and shape the largest error, relative to sqrt(K_ii K_jj)."""
+def errors(n: int = 150, poisoned: int = 2**26) -> Iterator[dict[str, Any]]:
+    """Yield for each mode, precision and shape the largest error, relative to sqrt(K_ii K_jj).
+
+    So many numbers of the memory that results are written to hold NaN before.
+    """
     import cupy
 
     rng = np.random.default_rng(0)
@@ -68,7 +76,7 @@ def errors(n: int = 150) -> Iterator[dict[str, Any]]:
             kernel: np.ndarray[Any, Any] = empirical_ntk(sides[0], sides[1], outputs=outputs)  # type: ignore[arg-type]
             return kernel
 
-        poison = cupy.full(2**26, cupy.nan)
+        poison = cupy.full(poisoned, cupy.nan)
         del poison
         other = None if symmetric else _features(right, cupy.asarray)
         kernel = empirical_ntk(_features(left, cupy.asarray), other, outputs=outputs, precision=precision).get()
@@ -117,17 +125,26 @@ def _seconds(contenders: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def _peers(layers: list[tuple[Any, Any]], precision: str) -> dict[str, Callable[[], Any]]:
-    """Return PyTorch's composition of the kernel, and its product of two squares, at a precision."""
+    """Return what CuPy and PyTorch make of the kernel, and of a product of two squares, at a precision."""
+    peers: dict[str, Callable[[], Any]] = {}
+    if precision in ("float32", "float64"):
+        peers["cupy, composed"] = lambda: sum((a @ a.T) * (d @ d.T) for a, d in layers)
+    if importlib.util.find_spec("torch"):
+        peers |= _torch_peers(layers, precision)
+    return peers
+
+
+def _torch_peers(layers: list[tuple[Any, Any]], precision: str) -> dict[str, Callable[[], Any]]:
     import cupy
     import torch
 
     dtype = {"bf16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     factors = [(torch.from_dlpack(a).to(dtype), torch.from_dlpack(d).to(dtype)) for a, d in layers]
     square = torch.randn(_SQUARE, _SQUARE, device="cuda", dtype=dtype)
 
     def on_stream(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
                 return work()
 
@@ -137,6 +154,15 @@ def _peers(layers: list[tuple[Any, Any]], precision: str) -> dict[str, Callable[
         "torch, composed": on_stream(lambda: sum((a @ a.T).mul_(d @ d.T) for a, d in factors)),
         "torch, square product": on_stream(lambda: square @ square),
     }
+
+
+def copy_bandwidth() -> float:
+    """Return how fast the GPU copies its memory, in bytes read and written a second."""
+    import cupy
+
+    source = cupy.zeros(2**28, dtype=cupy.float32)
+    target = cupy.empty_like(source)
+    return 2 * source.nbytes / _seconds({"copy": lambda: cupy.copyto(target, source)})["copy"]
 
 
 def speeds() -> Iterator[dict[str, Any]]:
@@ -156,14 +182,16 @@ def speeds() -> Iterator[dict[str, Any]]:
             **_peers(arrays, precision),
         }
         seconds = _seconds(contenders)
+        composed = [taken for peer, taken in seconds.items() if peer.endswith("composed")]
+        square = seconds.get("torch, square product")
         yield {
             "name": name,
             "precision": precision,
             "flops": flops,
             "seconds": seconds,
             "rate": flops / seconds["kernelgrowth"],
-            "ceiling": 2 * _SQUARE**3 / seconds["torch, square product"],
-            "times": seconds["torch, composed"] / seconds["kernelgrowth"],
+            "ceiling": 2 * _SQUARE**3 / square if square else None,
+            "times": min(composed) / seconds["kernelgrowth"] if composed else None,
         }
 
 
@@ -180,14 +208,50 @@ def _device() -> dict[str, Any]:
     }
 
 
+_EXPERIMENTS: tuple[Callable[[], dict[str, Any]], ...] = (
+    gpu_experiments.end_to_end,
+    gpu_experiments.tracked_step,
+    gpu_experiments.solver,
+    gpu_experiments.streamed,
+)
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    return f"{result['error']:.1e}  {'ok' if result['ok'] else 'WRONG'}"
+
+
+def _speed(result: dict[str, Any]) -> str:
+    line = f"{result['name']:<34} {result['precision']:<8} {result['seconds']['kernelgrowth'] * 1e3:9.3f} ms "
+    line += f"{result['rate'] / 1e12:7.1f} TFLOP/s"
+    if result["ceiling"]:
+        line += f", {result['rate'] / result['ceiling']:4.0%} of a square product's"
+    return line + (f", {result['times']:5.2f} times as fast as composed" if result["times"] else "")
+
+
+def described(result: dict[str, Any]) -> str:
+    """What was measured, each time in milliseconds."""
+    parts = []
+    for name, value in result.items():
+        if name == "seconds" and isinstance(value, dict):
+            parts += [f"{who} {seconds * 1e3:.2f} ms" for who, seconds in value.items()]
+        elif name in ("seconds", "products", "sweep"):
+            parts.append(f"{name} {value * 1e3:.2f} ms")
+        elif name == "rate":
+            parts.append(f"{value / 1e12:.1f} TFLOP/s")
+        elif name != "name":
+            parts.append(f"{name} {value:.2g}")
+    return f"{result['name']}: {', '.join(parts)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
-    parser.add_argument("--errors", action="store_true", help="the table of errors alone")
+    parser.add_argument("--errors", action="store_true", help="the tables of errors alone")
+    parser.add_argument("--quick", action="store_true", help="few and small cases, for compute-sanitizer")
     arguments = parser.parse_args()
     about = _device()
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
-    record: dict[str, Any] = {"machine": about, "errors": [], "speeds": []}
+    record: dict[str, Any] = {"machine": about, "errors": [], "agreements": [], "speeds": [], "experiments": []}
 
     def keep(kind: str, result: dict[str, Any], line: str) -> None:
         record[kind].append(result)
@@ -195,19 +259,23 @@ def main() -> None:
         if arguments.out:
             arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
-    for result in errors():
+    for result in errors(40 if arguments.quick else 150):
         place = f"{result['outputs']}, C = {result['C']}, {'symmetric' if result['symmetric'] else 'rectangular'}"
-        verdict = "ok" if result["ok"] else "WRONG"
-        keep("errors", result, f"{place:<40} {result['precision']:<8} {result['error']:.1e}  {verdict}")
-    for result in () if arguments.errors else speeds():
-        line = (
-            f"{result['name']:<34} {result['precision']:<8} {result['seconds']['kernelgrowth'] * 1e3:9.3f} ms "
-            f"{result['rate'] / 1e12:7.1f} TFLOP/s, {result['rate'] / result['ceiling']:4.0%} of a square product's, "
-            f"{result['times']:5.2f} times as fast as composed"
-        )
-        keep("speeds", result, line)
-    if not all(result["ok"] for result in record["errors"]):
-        raise SystemExit("some kernels are wrong")
+        keep("errors", result, f"{place:<40} {result['precision']:<8} {_verdict(result)}")
+    for result in gpu_experiments.agreements(n=300 if arguments.quick else 700):
+        keep("agreements", result, f"{result['what']:<40} {'float32':<8} {_verdict(result)}")
+    if not (arguments.errors or arguments.quick):
+        record["copy_bandwidth"] = copy_bandwidth()
+        print(f"memory is copied at {record['copy_bandwidth'] / 1e12:.2f} TB/s", flush=True)
+        for result in speeds():
+            keep("speeds", result, _speed(result))
+        for experiment in _EXPERIMENTS:
+            result = experiment()
+            keep("experiments", result, described(result))
+    if not all(
+        result.get("ok", True) for results in record.values() if isinstance(results, list) for result in results
+    ):
+        raise SystemExit("some results are wrong")
 
 
 if __name__ == "__main__":

@@ -30,15 +30,16 @@ def torch_jacobian_contraction(
     """Return the NTK as PyTorch's tutorial writes it: the Jacobian of every example, then its inner products.
 
     `forward(torch, params, x)` maps a batch to the outputs (N, 1). `chunk` examples are differentiated at a time. The
-    tutorial takes the Jacobian of either side; here both sides are one and the Jacobian is taken once.
+    tutorial takes the Jacobian of either side; here both sides are one and the Jacobian is taken once. CuPy arrays are
+    differentiated on their GPU, and the kernel stays there, a tensor that nobody has waited for.
     """
     if not importlib.util.find_spec("torch"):
         return None
     import torch
 
     torch.set_num_threads(native.num_threads())
-    tensors = {name: torch.from_numpy(array) for name, array in params.items()}
-    inputs = torch.from_numpy(x)
+    tensors = {name: torch.from_dlpack(array) for name, array in params.items()}
+    inputs = torch.from_dlpack(x)
 
     def one_output(parameters: Any, example: Any) -> Any:
         return forward(torch, parameters, example[None])[0]
@@ -48,7 +49,8 @@ def torch_jacobian_contraction(
     def kernel() -> Any:
         with torch.no_grad():
             rows = [j.flatten(2)[:, 0] for j in jacobian(tensors, inputs).values()]
-            return torch.stack([j @ j.T for j in rows]).sum(0).numpy()
+            total = torch.stack([j @ j.T for j in rows]).sum(0)
+            return total if total.is_cuda else total.numpy()
 
     return kernel
 

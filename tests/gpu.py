@@ -33,8 +33,11 @@ class Gpu:
     def agree(self, found: Any, wanted: Any, tolerance: float) -> None:
         """Check an array on the GPU against one of the CPU's, to a fraction of its largest entry.
 
-        The stand-in computes with the CPU's core, so that what comes of the same operations agrees far better.
+        Where the stand-in makes the same calls of the CPU's core, a tolerance of 0 is kept by it alone: the promise of
+        the dtype is then the GPU's.
         """
+        if self.is_real and tolerance == 0:
+            tolerance = 1e-5 if wanted.dtype == np.float32 else 1e-12
         assert self.holds(found)
         assert found.dtype == wanted.dtype
         assert found.shape == wanted.shape

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelgrowth import BackendError, NotConvergedWarning, SolveInterrupted
@@ -41,15 +41,15 @@ class OnGpu:
         return self.matrix @ block
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(1, 12), st.sampled_from(["float32", "float64"]))
-def test_eigenpairs_are_the_cpus(module, seed, n, k, dtype):
+def test_eigenpairs_are_the_cpus(gpu, seed, n, k, dtype):
     k, matrix = min(k, n), kernel(seed, n, 30, dtype)
-    wanted, found = eigsh(matrix, k), eigsh(on_gpu(matrix), k)
+    wanted, found = eigsh(matrix, k), eigsh(gpu(matrix), k)
     for array in (found.eigenvalues, found.eigenvectors, found.residuals, found.converged):
-        assert isinstance(array, ndarray)
+        assert gpu.holds(array)
     assert found.eigenvectors.dtype == dtype
-    assert found.passes == wanted.passes
+    assert abs(found.passes - wanted.passes) <= int(gpu.is_real)
     tolerance = 1e-4 if dtype == "float32" else 1e-10
     np.testing.assert_allclose(
         found.eigenvalues.get(), wanted.eigenvalues, rtol=0, atol=tolerance * wanted.eigenvalues[0]
@@ -58,14 +58,15 @@ def test_eigenpairs_are_the_cpus(module, seed, n, k, dtype):
     assert np.linalg.norm(rest, axis=0).max() <= (2e-5 if dtype == "float32" else 1e-5) * wanted.eigenvalues[0]
 
 
-def test_a_start_may_come_from_anywhere(module):
+def test_a_start_may_come_from_anywhere(gpu):
     matrix = kernel(1, 600, 40)
     start = eigsh(matrix, 5).eigenvectors
-    for v0 in (start, on_gpu(start)):
-        found = eigsh(on_gpu(matrix), 5, v0=v0, block_size=9)
-        assert isinstance(found.eigenvectors, ndarray)
+    for v0 in (start, gpu(start)):
+        found = eigsh(gpu(matrix), 5, v0=v0, block_size=9)
+        assert gpu.holds(found.eigenvectors)
         assert found.converged.all()
-    assert {call["stream"] for call in module.calls} == {17}
+    if not gpu.is_real:
+        assert {call["stream"] for call in gpu.module.calls} == {17}
 
 
 def test_an_operator_gets_and_gives_arrays_of_its_gpu(module):
@@ -78,37 +79,37 @@ def test_an_operator_gets_and_gives_arrays_of_its_gpu(module):
     assert estimate_trace(OnGpu(matrix, device), seed=1).value == estimate_trace(OnGpu(matrix, device), seed=1).value
 
 
-def test_a_tracker_follows_on_the_gpu_and_resumes_anywhere(module):
+def test_a_tracker_follows_on_the_gpu_and_resumes_anywhere(gpu):
     on_cpu, tracker = EigenTracker(4), EigenTracker(4)
     for step in range(3):
         matrix = kernel(3, 400, 30) + 0.05 * step * kernel(4, 400, 30)
-        wanted, found = on_cpu.update(matrix), tracker.update(on_gpu(matrix))
-        assert isinstance(found.eigenvectors, ndarray)
+        wanted, found = on_cpu.update(matrix), tracker.update(gpu(matrix))
+        assert gpu.holds(found.eigenvectors)
         np.testing.assert_allclose(found.eigenvalues.get(), wanted.eigenvalues, rtol=1e-3)
         assert found.tracks.tolist() == wanted.tracks.tolist()
         assert found.rotation == pytest.approx(wanted.rotation, abs=1e-6, nan_ok=True)
         state = tracker.state_dict()
-        assert not any(isinstance(value, ndarray) for value in state.values())
+        assert not any(gpu.holds(value) for value in state.values())
         tracker = EigenTracker(4)
         tracker.load_state_dict(state)
     # A dense solution is followed by an iteration, and the other way round.
     small = EigenTracker(2)
-    assert isinstance(small.update(on_gpu(kernel(5, 20, 9))).eigenvectors, ndarray)
-    assert small.update(on_gpu(kernel(5, 20, 9))).growth == pytest.approx(1)
+    assert gpu.holds(small.update(gpu(kernel(5, 20, 9))).eigenvectors)
+    assert small.update(gpu(kernel(5, 20, 9))).growth == pytest.approx(1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [1, 5, 1024, 1500])
-def test_symmetry_is_seen_as_on_the_cpu(module, n, dtype):
+def test_symmetry_is_seen_as_on_the_cpu(gpu, n, dtype):
     matrix = kernel(6, n, 3, dtype)
-    assert symmetry(on_gpu(matrix)).gap == 0
+    assert symmetry(gpu(matrix)).gap == 0
     matrix[n // 3, n - 1] += 1
-    wanted, found = symmetry(matrix), symmetry(on_gpu(matrix))
+    wanted, found = symmetry(matrix), symmetry(gpu(matrix))
     assert (found.gap, found.largest, found.finite) == (wanted.gap, wanted.largest, True)
     assert n == 1 or {found.row, found.column} == {wanted.row, wanted.column}
     np.testing.assert_allclose([found.squared_norm, found.trace], [wanted.squared_norm, wanted.trace], rtol=1e-12)
     matrix[n - 1, n // 2] = np.nan
-    assert not symmetry(on_gpu(matrix)).finite
+    assert not symmetry(gpu(matrix)).finite
 
 
 def test_refusals(module):

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_experiments
 
 from stand_in_cupy import Module, stand_in
 
@@ -23,7 +23,7 @@ def module(monkeypatch):
 
 
 def test_right_kernels_are_within_what_is_promised(module):
-    results = list(gpu.errors(5))
+    results = list(gpu.errors(5, 100))
     assert len(results) == 5 * 4 * 2 * 2
     assert all(result["ok"] for result in results)
     assert max(result["error"] for result in results if result["precision"] == "float32") > 0
@@ -35,6 +35,23 @@ def test_wrong_ones_are_found(module):
         out[..., -1, -1] += 1e-2 * np.abs(out).max()
 
     module.gram = gram
-    found = [result["ok"] for result in gpu.errors(5) if result["precision"] in ("float32", "float64")]
+    found = [result["ok"] for result in gpu.errors(5, 100) if result["precision"] in ("float32", "float64")]
     assert found
     assert not any(found)
+
+
+def test_products_and_eigenpairs_are_the_cpus(module):
+    results = list(gpu_experiments.agreements((6, 9, 1), 300, 3))
+    assert len(results) == 9
+    assert all(result["ok"] for result in results)
+
+
+def test_experiments_say_what_was_measured(module):
+    for result in (
+        gpu_experiments.solver((6, 9, 1), 300, 3),
+        gpu_experiments.tracked_step((6, 9, 1), 40, 3),
+        gpu_experiments.streamed(50, 4),
+    ):
+        assert result["seconds"] > 0
+        assert result.get("ok", True)
+        assert result["name"] in gpu.described(result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import checksum
@@ -34,10 +36,17 @@ class Examples:
         """Return examples that need not be produced, or else the first ones."""
         return next((feats for _, feats in self._held.values()), None) or self.head(0)
 
-    def pair(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[GradientFeatures, GradientFeatures]:
-        """Return a range of each side's examples, each within one chunk; what else was held is let go first."""
+    def pair(
+        self, rows: tuple[int, int], columns: tuple[int, int], let_go: Callable[[], None]
+    ) -> tuple[GradientFeatures, GradientFeatures]:
+        """Return a range of each side's examples, each within one chunk; what else was held is let go first.
+
+        Before a chunk is produced, `let_go` must see to it that nobody uses others any more.
+        """
         wanted = list(zip(self._sources, (rows, columns), strict=True))
         keys = {(id(s), begin // s.chunk_size) for s, (begin, _) in wanted if isinstance(s, ChunkedFeatures)}
+        if not keys <= self._held.keys():
+            let_go()
         for key in self._held.keys() - keys:
             del self._held[key]
         first, second = (self._part(source, *part) for source, part in wanted)

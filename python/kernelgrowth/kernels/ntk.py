@@ -22,6 +22,7 @@ from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_pr
 from kernelgrowth.kernels.outputs import check_out, has_rows, progress_file, result_shape
 from kernelgrowth.kernels.plan import Plan, make_plan
 from kernelgrowth.kernels.tiles import TiledKernel
+from kernelgrowth.kernels.tiles_on_devices import check_devices
 
 __all__ = ["OUTPUTS", "PRECISIONS", "empirical_ntk"]
 
@@ -41,6 +42,7 @@ def empirical_ntk(
     precision: str | None = None,
     resume: bool = False,
     progress: str | os.PathLike[str] | None = None,
+    devices: int | Sequence[int] | None = None,
 ) -> Any:
     """Return the empirical neural tangent kernel, `K = Σ_b scale_b J_b J_bᵀ`, exactly.
 
@@ -83,6 +85,11 @@ def empirical_ntk(
         A small file that lists the finished tiles; a tile is listed after it was written and, where `out` has a
         method `flush`, flushed. By default `<filename>.progress` beside a `numpy.memmap`, and none for other arrays.
         It is left when the kernel is complete, and overwritten with `resume=False`.
+    devices : int or sequence of int, optional
+        Numbers of GPUs, of one kind, that compute the kernel of features on the host tile by tile; the result, or
+        `out`, stays on the host, and `memory_limit` is the host's: it counts the tiles begun, four for each GPU, and
+        page-locked buffers of up to 64 MiB for each. On a GPU half of the memory that is left is used. The bits do not
+        depend on how many GPUs there are. Needs CuPy; not together with `per_layer`.
 
     Returns
     -------
@@ -102,12 +109,15 @@ def empirical_ntk(
         If another process holds the progress file.
     BackendError
         If the processor, the instruction set in use or the GPU cannot do what `precision` asks for; if features are
-        CuPy arrays and the build has no CUDA, or CUDA fails.
+        CuPy arrays or `devices` are given and the build has no CUDA, or CUDA fails; if there are not the `devices`
+        named, they differ in compute capability, or CuPy is not installed.
 
     Notes
     -----
     A dense layer costs `N²(d_in + C² d_out)` flops in the symmetric case instead of the `N² C² d_in d_out` of expanded
     gradients. Within 1e-5 (float32) or 1e-12 (float64) of `sqrt(K_ii K_jj)`. Tiles change no bit of it.
+
+    With `devices` and m rows of tiles, features are copied to GPUs about m / 2 times (m for a rectangular kernel).
     """
     check_choice("outputs", outputs, OUTPUTS)
     chunked = [name for name, side in (("feats", feats), ("feats2", feats2)) if isinstance(side, ChunkedFeatures)]
@@ -120,8 +130,13 @@ def empirical_ntk(
         raise ValueError(f"per_layer=True wants GradientFeatures, but {chunked[0]} are ChunkedFeatures")
     if per_layer and out is not None:
         raise ValueError("out cannot be given with per_layer=True, which returns one kernel for each block")
+    if per_layer and devices is not None:
+        raise ValueError(
+            "devices cannot be given with per_layer=True: ask for the kernel of each block's features alone"
+        )
     if out is None and (resume or progress is not None):
         raise ValueError("resume and progress need out, an array that outlives the call")
+    gpus = [] if devices is None else _gpus_for(devices, feats, feats2)
     file = None
     shape = result_shape(feats, feats2, outputs)
     if out is not None:
@@ -132,9 +147,10 @@ def empirical_ntk(
         raise BackendError("out cannot be given with features on a GPU, whose kernel is a new array there")
     limit = resolve_memory_limit(memory_limit, None if device is None else lambda: cuda.available_memory(device))
     threads = native.num_threads(num_threads)
-    multiplied = _check_precision(precision, feats.dtype, device)
+    multiplied = _check_precision(precision, feats.dtype, gpus[0] if gpus else device)
     if (
-        isinstance(feats, ChunkedFeatures)
+        gpus
+        or isinstance(feats, ChunkedFeatures)
         or isinstance(feats2, ChunkedFeatures)
         or file is not None
         or not (out is None or has_rows(out))
@@ -148,6 +164,7 @@ def empirical_ntk(
             memory_limit=limit,
             threads=threads,
             precision=multiplied,
+            gpus=gpus,
         )
         target = tiled.allocate() if out is None else out
         tiled.fill(target, progress=file, resume=resume)
@@ -163,6 +180,15 @@ def empirical_ntk(
     return out if out is not None else like(result, next(iter(feats.blocks.values())).source)
 
 
+def _gpus_for(
+    devices: Any, feats: GradientFeatures | ChunkedFeatures, feats2: GradientFeatures | ChunkedFeatures | None
+) -> list[Any]:
+    for name, side in (("feats", feats), ("feats2", feats2)):
+        if isinstance(side, GradientFeatures) and device_of(side, None) is not None:
+            raise ValueError(f"devices are for features on the host, but {name} holds CuPy arrays, on a GPU already")
+    return check_devices(devices)
+
+
 def _check_precision(precision: str | None, dtype: np.dtype[Any], device: Any) -> str:
     """Return how vectors are multiplied; empty for the CPU's way with their dtype."""
     if precision is not None:
@@ -176,7 +202,7 @@ def _check_precision(precision: str | None, dtype: np.dtype[Any], device: Any) -
     if precision == "bf16" and not native.has_bf16():
         raise BackendError("precision='bf16' needs a processor with AVX512_BF16 and the avx512 instruction set in use")
     if precision == "tf32":
-        raise BackendError("precision='tf32' needs features on a GPU, as CuPy arrays")
+        raise BackendError("precision='tf32' needs features on a GPU, as CuPy arrays, or devices to compute on")
     return "bf16" if precision == "bf16" else ""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,21 +15,21 @@ from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.chunked import ChunkedFeatures
-from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import array_checksum, layout
-from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.examples import Examples, Source
-from kernelgrowth.kernels.lowering import Problem, check_on_cpu, check_pair, check_preconditioner, lower
-from kernelgrowth.kernels.plan import Plan, make_plan
+from kernelgrowth.kernels.lowering import check_on_cpu, check_pair, check_preconditioner
+from kernelgrowth.kernels.pieces import PieceRunner, Pieces, PiecesOnCpu, Range
 from kernelgrowth.kernels.progress import Progress
 from kernelgrowth.kernels.tile_grid import aligned, edges, order, pieces, write_unit
+from kernelgrowth.kernels.tiles_on_devices import PiecesOnDevices
 
 __all__ = ["TiledKernel"]
 
+# What waits for a piece of a tile, its rows and columns there, and whether they are mirrored.
+_Piece = tuple[Callable[[], object], slice, slice, bool]
+
 # More bytes (4096 rows in float32) make a tile hardly any faster, and what a kill loses is one tile.
 LARGEST_TILE = 64 * 2**20
-
-Range = tuple[int, int]
 
 
 class TiledKernel:
@@ -43,6 +44,8 @@ class TiledKernel:
     memory_limit, threads : int
     precision : str
         Of `Problem`.
+    gpus : sequence of cupy.cuda.Device
+        Where tiles are computed; on the CPU if there is none.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class TiledKernel:
         memory_limit: int,
         threads: int,
         precision: str,
+        gpus: Sequence[Any] = (),
     ) -> None:
         sources = (feats, feats if feats2 is None else feats2)
         self._examples = Examples(*sources)
@@ -67,12 +71,16 @@ class TiledKernel:
         self._roots = check_preconditioner(head, preconditioner)
         self._held = self._examples.held_bytes + sum(root.nbytes for pair in self._roots.values() for root in pair)
         self._outputs, self._shape, self._dtype = outputs, shape, feats.dtype
-        self._limit, self._threads, self._precision = memory_limit, threads, precision
-        self._counts = tuple(source.num_examples for source in sources)
+        self._limit, self._precision, self._on_gpus = memory_limit, precision, len(gpus) > 0
+        self._counts = (sources[0].num_examples, sources[1].num_examples)
         self._chunks = tuple(source.chunk_size if isinstance(source, ChunkedFeatures) else None for source in sources)
         # A tile is a matrix with `_kept` rows an example, or in the "diagonal" mode `_layers` such matrices.
         self._layers = shape[0] if len(shape) == 3 else 1
         self._kept = shape[3] if len(shape) == 4 else 1
+        common = Pieces(outputs, self._roots, self._counts, precision, threads)
+        self._runner: PieceRunner = (
+            PiecesOnDevices(common, gpus, memory_limit) if gpus else PiecesOnCpu(common, memory_limit)
+        )
 
     def allocate(self) -> FloatArray:
         """Return an array for the kernel in memory, which counts from now on."""
@@ -96,7 +104,7 @@ class TiledKernel:
     def fill(self, out: Any, *, progress: str | None, resume: bool) -> None:
         """Write the kernel to `out`, which has the result's shape and dtype; see `empirical_ntk`."""
         unit = write_unit(out, self._shape)
-        copies = 1 if isinstance(out, np.ndarray) else 2
+        copies = self._runner.tiles + (0 if isinstance(out, np.ndarray) else 1)
         if progress is None:
             tile = self._choose_tile(unit, copies)
             self._fill(out, tile, unit, copies, None)
@@ -128,6 +136,7 @@ class TiledKernel:
             "dtype": str(self._dtype),
             "outputs": self._outputs,
             "bf16": self._precision == "bf16",
+            "gpu": self._precision if self._on_gpus else None,
             "symmetric": self._symmetric,
             "unit": unit,
             "chunk_size": [self._chunks[side] for side in sides],
@@ -144,16 +153,24 @@ class TiledKernel:
         places = {(i, j): ((rows[i], rows[i + 1]), (columns[j], columns[j + 1])) for i, j in numbers}
         held = self._beside(tile, copies)
         done = set() if record is None else self._confirmed(out, places, record.done)
-        for number, place in places.items():
-            if number in done:
-                continue
-            values = self._compute(*place, held)
-            self._write(out, values, *place)
+        begun: deque[tuple[Range, FloatArray, list[_Piece]]] = deque()
+
+        def finish() -> None:
+            number, tile, parts = begun.popleft()
+            values = self._completed(tile, parts)
+            self._write(out, values, *places[number])
             if record is not None:
                 if callable(flush := getattr(out, "flush", None)):
                     flush()
                 record.add(number, self._edge_checksum(values))
-            del values  # or two tiles would be held while the next one is computed
+
+        with self._runner.running():
+            for number in [number for number in places if number not in done]:
+                if len(begun) == self._runner.tiles:
+                    finish()
+                begun.append((number, *self._begin(*places[number], held)))
+            while begun:
+                finish()
 
     def _edge_checksum(self, values: FloatArray) -> int:
         """Return a checksum of a tile's first and last example's entries."""
@@ -204,12 +221,12 @@ class TiledKernel:
             # Other libraries would make such a copy themselves, uncounted.
             out[index] = part if isinstance(out, np.ndarray) else np.ascontiguousarray(part)
 
-    def _compute(self, rows: Range, columns: Range, held: int) -> FloatArray:
-        """Return a tile in the result's layout, put together from pieces that lie in one chunk of each side."""
+    def _begin(self, rows: Range, columns: Range, held: int) -> tuple[FloatArray, list[_Piece]]:
+        """Begin to compute a tile, as matrices, from pieces that lie in one chunk of each side."""
         mirrored = self._symmetric and rows == columns
-        height, width = rows[1] - rows[0], columns[1] - columns[0]
         k = self._kept
-        tile: FloatArray = np.empty((self._layers, height * k, width * k), self._dtype)
+        tile: FloatArray = np.empty((self._layers, (rows[1] - rows[0]) * k, (columns[1] - columns[0]) * k), self._dtype)
+        parts: list[_Piece] = []
         across = pieces(*columns, self._chunks[1])
         for turn, down in enumerate(pieces(*rows, self._chunks[0])):
             for right in across if turn % 2 == 0 else reversed(across):
@@ -217,33 +234,31 @@ class TiledKernel:
                     continue
                 r = slice((down[0] - rows[0]) * k, (down[1] - rows[0]) * k)
                 c = slice((right[0] - columns[0]) * k, (right[1] - columns[0]) * k)
-                self._compute_piece(tile[:, r, c], down, right, held)
-                if mirrored and down != right:
-                    tile[:, c, r] = tile[:, r, c].swapaxes(1, 2)
+                feats, feats2 = self._examples.pair(down, right, self._runner.settle)
+                second = None if self._symmetric and down == right else feats2
+                wait = self._runner.begin(down, feats, second, tile[:, r, c], held)
+                parts.append((wait, r, c, mirrored and down != right))
+        return tile, parts
+
+    def _completed(self, tile: FloatArray, parts: list[_Piece]) -> FloatArray:
+        """Return a tile in the result's layout, once its pieces are computed."""
+        for wait, rows, columns, mirrored in parts:
+            wait()
+            if mirrored:
+                tile[:, columns, rows] = tile[:, rows, columns].swapaxes(1, 2)
         if len(self._shape) == 4:
-            return tile.reshape(height, k, width, k).transpose(0, 2, 1, 3)
+            k = self._kept
+            _, height, width = tile.shape
+            return tile.reshape(height // k, k, width // k, k).transpose(0, 2, 1, 3)
         return tile if len(self._shape) == 3 else tile[0]
-
-    def _compute_piece(self, target: FloatArray, rows: Range, columns: Range, held: int) -> None:
-        feats, feats2 = self._examples.pair(rows, columns)
-        symmetric = self._symmetric and rows == columns
-        problem, plan = self._planned(feats, None if symmetric else feats2, held)
-        matrix = target if problem.kernels > 1 else target[0]
-        evaluate(problem, plan, matrix)
-        check_range(problem, matrix)
-
-    def _planned(self, feats: GradientFeatures, feats2: GradientFeatures | None, held: int) -> tuple[Problem, Plan]:
-        whole = (self._counts[0], self._counts[-1])
-        problem = lower(
-            feats, feats2, self._outputs, self._roots, self._limit, examples=whole, precision=self._precision
-        )
-        plan = make_plan(problem, output_bytes=held, memory_limit=self._limit, threads=self._threads)
-        return problem, plan
 
     def _choose_tile(self, unit: int, copies: int) -> int:
         """Return the examples along a side of a tile: as many as fit, and help, in multiples of `unit`."""
-        room = min(LARGEST_TILE, max(0, self._limit - self._held) // 2) // self._tile_bytes(1, 1, copies)
-        tile = min(math.isqrt(room), -(-max(self._counts) // unit) * unit)
+        most = LARGEST_TILE * self._runner.tiles
+        room = min(most, max(0, self._limit - self._held) // 2) // self._tile_bytes(1, 1, copies)
+        # So many rows of tiles as there are workers leave few of these without work at the end.
+        longest = -(-max(self._counts) // self._runner.workers)
+        tile = min(math.isqrt(room), -(-longest // unit) * unit)
         while True:
             tile = aligned(tile, unit, self._chunks)
             try:
@@ -264,9 +279,10 @@ class TiledKernel:
             for head, length in ((self._examples.head(0), height), (self._examples.head(1), width))
         )
         try:
-            self._planned(first, None if self._symmetric else second, held)
-            if self._symmetric and first.num_examples < self._counts[0]:
-                self._planned(first, second, held)
+            if self._symmetric:
+                self._runner.check(first, None, held)
+            if not self._symmetric or first.num_examples < self._counts[0]:
+                self._runner.check(first, second, held)
         except MemoryLimitError as error:
             raise MemoryLimitError(
                 f"tiles of {height} x {width} examples take {format_bytes(held - self._held)}, and chunks of features "
