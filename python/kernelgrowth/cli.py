@@ -147,6 +147,36 @@ def build_app() -> "typer.Typer":
             _say_result(report_run(folder))
 
     @app.command()
+    def figures(context: typer.Context) -> None:
+        """List the figures of the paper, and what each costs."""
+        with _one_line_errors(context.obj):
+            from kernelgrowth.experiments.figures import FIGURES
+
+            for one in FIGURES:
+                print(f"{one.name:<3} {one.title}\n    {one.cost}")
+
+    @app.command()
+    def figure(
+        context: typer.Context,
+        name: Annotated[str, typer.Argument(metavar="NAME", help="As `kernelgrowth figures` lists it.")],
+        out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the picture and its runs.")] = Path(
+            "kernelgrowth-figures"
+        ),
+        full: Annotated[bool, typer.Option("--full", help="The paper's setting in place of the quick one.")] = False,
+        seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each setting, one a seed.")] = 1,
+        data: Annotated[
+            str | None, typer.Option("--data", metavar="DIR", help="Folder of MNIST's or CIFAR-10's files.")
+        ] = None,
+        workers: Annotated[
+            int | None, typer.Option("--workers", min=1, help="Processes; one for each processor unless given.")
+        ] = None,
+        quiet: Quiet = False,
+    ) -> None:
+        """Run and draw a figure of the paper; what DIR holds of its runs already is not run again."""
+        with _one_line_errors(context.obj):
+            _draw(name, out, quiet=quiet, full=full, seeds=seeds, data=data, workers=workers)
+
+    @app.command()
     def info(context: typer.Context) -> None:
         """Show versions, what was compiled, and what this machine has."""
         with _one_line_errors(context.obj):
@@ -213,6 +243,40 @@ def _run(
         )
         raise typer.Exit(_fail(message, _INTERRUPTED)) from None
     _say_result(result)
+
+
+def _draw(name: str, folder: Path, *, quiet: bool, **options: Any) -> None:
+    # Each process of a sweep has one processor.
+    _set_blas_threads("1")
+    from kernelgrowth.experiments.figures import draw_figure, figure_named
+
+    chosen = figure_named(name)
+    try:
+        with _counting(quiet) as on_progress:
+            drawn = draw_figure(chosen, folder, on_progress=on_progress, **options)
+    except KeyboardInterrupt:
+        import typer
+
+        message = f"interrupted; finished runs are in {folder}: the same command goes on from there"
+        raise typer.Exit(_fail(message, _INTERRUPTED)) from None
+    for finding, value in drawn.findings.items():
+        print(f"{finding:<32} {value:.4g}")
+    print(f"Picture: {drawn.picture}")
+
+
+@contextmanager
+def _counting(quiet: bool) -> "Iterator[Callable[[int, int], None] | None]":
+    """Yield what draws how many runs are done on stderr, None where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    with Progress(TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("runs", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _say_result(result: "ExperimentResult") -> None:
