@@ -62,6 +62,9 @@ def test_figure_4_the_final_kernel_predicts_best_where_inputs_are_whitened(drawn
     assert np.polyfit(gammas, final, 1)[0] > 0.02
     assert final[-1] > 1.2 * final[0]
     assert (final < 0.75 * initial).all()
+    scores = [found[f"score_gd_{gamma:g}"] for gamma in gammas]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0.7 > 0.2 > scores[-1]
     adam = [found[f"error_final_adam_{gamma:g}"] for gamma in gammas]
     assert max(adam) < min(found[f"error_initial_adam_{gamma:g}"] for gamma in gammas)
 

@@ -13,7 +13,7 @@ from kernelgrowth.nets import MLP
 from kernelgrowth.tracking import History, NTKTracker
 from kernelgrowth.training import Callback, Optimizer, TrainingState, optim, train
 
-__all__ = ["crossing", "followed", "kernel_history"]
+__all__ = ["crossing", "early_steps", "followed", "kernel_history"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -70,6 +70,11 @@ def kernel_history(
         callbacks=[tracker],
     )
     return tracker.history
+
+
+def early_steps(steps: int) -> list[int]:
+    """Return steps to track: dense while a kernel aligns, sparse when it only grows."""
+    return sorted({0, steps, *range(0, 50, 2), *np.geomspace(50, steps, 80).astype(int).tolist()})
 
 
 def crossing(time: FloatArray, values: FloatArray, level: float) -> float:

@@ -24,7 +24,7 @@ _STRENGTHS = (2.0, 1.2, 0.7)
 # Networks whose product of initial scales is the same 1e-4, and the time until all modes are learnt.
 _NETS = {"linear, L = 2": ("linear", 2), "linear, L = 4": ("linear", 4), "tanh, L = 3": ("tanh", 3)}
 _SCALE = 1e-4
-_TIMES = {2: 14.0, 3: 60.0, 4: 420.0}
+_TIMES = {2: 12.0, 3: 45.0, 4: 100.0}
 
 
 def _run(seed: int, activation: str, depth: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kernelgrowth import theory
 from kernelgrowth.datasets import cifar10, digits, mnist
 from kernelgrowth.experiments.facts import linearly_explained
 from kernelgrowth.experiments.figures.figure import PaperFigure
-from kernelgrowth.experiments.figures.following import kernel_history
+from kernelgrowth.experiments.figures.following import early_steps, kernel_history
 from kernelgrowth.experiments.summary import summarise
 from kernelgrowth.nets import MLP
 from kernelgrowth.report.panels import Curve, Panel, panels_figure
@@ -37,9 +37,7 @@ def _dataset(name: str, root: str | None, seed: int, examples: int) -> Any:
 def _run(seed: int, data: str, root: str | None, examples: int, sigma: float, lr: float, steps: int) -> dict[str, Any]:
     dataset = _dataset(data, root, seed, examples)
     net = MLP([dataset.num_features, _WIDTH, 1], "relu", sigma=sigma)
-    # Dense while the kernel aligns, sparse when it only grows.
-    every = sorted({0, steps, *range(0, 50, 2), *np.geomspace(50, steps, 80).astype(int).tolist()})
-    history = kernel_history(net, dataset, steps=steps, every=every, seed=seed, optimizer=optim.GD(lr))
+    history = kernel_history(net, dataset, steps=steps, every=early_steps(steps), seed=seed, optimizer=optim.GD(lr))
     summary, predictions = summarise(history, {"loss": "mse"})
     assert predictions is not None
     explained = linearly_explained(dataset.x, dataset.y)

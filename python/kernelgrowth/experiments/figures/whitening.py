@@ -9,11 +9,11 @@ import numpy as np
 
 from kernelgrowth.datasets import cifar10, digits
 from kernelgrowth.experiments.figures.figure import PaperFigure
-from kernelgrowth.experiments.figures.following import kernel_history
+from kernelgrowth.experiments.figures.following import early_steps, kernel_history
 from kernelgrowth.experiments.summary import summarise
 from kernelgrowth.nets import MLP
 from kernelgrowth.report.panels import Curve, Panel, panels_figure
-from kernelgrowth.report.style import FINAL, INITIAL, NORM
+from kernelgrowth.report.style import ALIGNMENT, FINAL, INITIAL, LOSS, TURN
 from kernelgrowth.training import optim
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _run(
         net,
         dataset,
         steps=steps,
-        every=max(1, steps // 40),
+        every=early_steps(steps),
         seed=seed,
         optimizer=_OPTIMIZERS[optimizer](lr),
     )
@@ -78,7 +78,7 @@ def _series(rows: Sequence[Mapping[str, Any]], optimizer: str, name: str) -> tup
 def _findings(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found = {}
     for optimizer in _OPTIMIZERS:
-        for name in ("error_final", "error_matched", "error_initial", "loss_ratio"):
+        for name in ("error_final", "error_matched", "error_initial", "loss_ratio", "score"):
             for gamma, value in zip(_GAMMAS, _series(rows, optimizer, name)[0], strict=True):
                 found[f"{name}_{optimizer}_{gamma:g}"] = float(value)
     return found
@@ -91,7 +91,7 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for name, label, colour in (
             ("error_initial", r"$K_0$", INITIAL),
             ("error_final", r"$K_\infty$", FINAL),
-            ("error_matched", r"$K_\infty$, stopped at the network's loss", NORM),
+            ("error_matched", r"$K_\infty$, stopped at the network's loss", TURN),
         ):
             mean, spread = _series(rows, optimizer, name)
             curves.append(Curve(_GAMMAS, mean, label, colour, "points", spread))
@@ -105,7 +105,13 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 yscale="log",
             )
         )
-    return panels_figure(panels)
+    scores = []
+    for optimizer, label, colour in (("gd", "gradient descent", ALIGNMENT), ("adam", "Adam", LOSS)):
+        mean, spread = _series(rows, optimizer, "score")
+        scores += [Curve(_GAMMAS, mean, label, colour, "points", spread), Curve(_GAMMAS, mean, colour=colour)]
+    return panels_figure(
+        [*panels, Panel(scores, title="how silent", xlabel=r"$\gamma$", ylabel=r"silent alignment score  $S$")]
+    )
 
 
 FIGURE = PaperFigure(
