@@ -153,3 +153,38 @@ def cnn_pre_activations(layers, applied, images, phi):
             result.append(z)
             h = phi(z) if remaining else z
     return [*result, h]
+
+
+def residual_outputs(layers, applied, images, phi):
+    """The outputs of a network whose layers, residual blocks among them, are described by dicts.
+
+    `applied` lists (weight, bias or None) of the layers with weights, multiplied with their multipliers, those of a
+    block before its shortcut's.
+    """
+    remaining = list(applied)
+
+    def plain(layer, h):
+        if layer["kind"] == "flatten":
+            return h.reshape(len(h), -1)
+        if layer["kind"] == "global_average_pool":
+            return h.mean((2, 3))
+        if layer["kind"] == "average_pool":
+            return average_pool(h, layer["size"], layer["stride"])
+        weight, bias = remaining.pop(0)
+        if layer["kind"] == "dense":
+            return h @ weight.T + (0 if bias is None else bias)
+        return convolution(h, weight, layer["stride"], layer["padding"]) + (0 if bias is None else bias[:, None, None])
+
+    def chain(layers, z, awaits_phi):
+        for i, layer in enumerate(layers):
+            if layer["kind"] == "residual":
+                branch = chain(layer["layers"], z, awaits_phi)
+                z = branch + (z if layer["shortcut"] is None else plain(layer["shortcut"], z))
+            else:
+                z = plain(layer, phi(z) if awaits_phi else z)
+            rest = {other["kind"] for other in layers[i + 1 :]}
+            weights = {"conv", "dense", "residual"}
+            awaits_phi = layer["kind"] in weights and bool(rest & weights)
+        return z
+
+    return chain(layers, images, False)

@@ -18,8 +18,9 @@ import kernelgrowth as kg
 import reference
 from kernelgrowth import nets
 from kernelgrowth._backend import native
-from kernelgrowth.nets import CNN, AveragePool, Conv, Dense, Flatten, GlobalAveragePool, cnn, windows
+from kernelgrowth.nets import CNN, AveragePool, Conv, Dense, Flatten, GlobalAveragePool, sweeps, windows
 from kernelgrowth.training import optim, train
+from network_cases import assert_close_in_norm, difference_quotients, expanded_jacobian
 
 ACTIVATIONS = ["linear", "relu", "tanh", "erf"]
 PARAMETERIZATIONS = ["standard", "ntk", "mup"]
@@ -102,46 +103,6 @@ def random_case(net: CNN, seed: int, num_examples: int = 3) -> tuple[dict[str, A
         hidden = pre_activations(net, params, x)[:-2]
         assume(all(np.abs(z[z != 0]).min(initial=1) > 1e-3 for z in hidden))
     return params, x
-
-
-def expanded_jacobian(net: CNN, factors: nets.GradientFactors) -> dict[str, np.ndarray]:
-    """Parameter name -> (N, C, *shape), from the factors' definition and the documented order of a block's columns."""
-    jacobian = {}
-    for name, block in factors.blocks.items():
-        a, d = block.activations, block.backprops
-        if name.startswith("dense"):
-            a, d = a[:, None], d[:, :, None]
-        matrix = math.sqrt(block.scale) * np.einsum("ncto,nti->ncoi", d, a)
-        shape = net.parameter_shapes[f"{name}.weight"]
-        if name.startswith("conv"):
-            fan_out, channels, kh, kw = shape
-            matrix = matrix.reshape(*matrix.shape[:2], fan_out, kh, kw, channels).transpose(0, 1, 2, 5, 3, 4)
-        jacobian[f"{name}.weight"] = matrix
-        if block.bias:
-            jacobian[f"{name}.bias"] = math.sqrt(block.scale) * d.sum(2)
-    return jacobian
-
-
-def difference_quotients(net: CNN, params: dict[str, Any], x: np.ndarray, step: float = 1e-5) -> dict[str, np.ndarray]:
-    """Central differences of the outputs by every parameter entry: name -> (N, C, *shape)."""
-    result = {}
-    for name, value in params.items():
-        columns = []
-        for index in np.ndindex(value.shape):
-            shift = np.zeros_like(value)
-            shift[index] = step
-            above, below = (net.forward({**params, name: value + sign * shift}, x) for sign in (1, -1))
-            columns.append((above - below) / (2 * step))
-        result[name] = np.stack(columns, axis=-1).reshape(*columns[0].shape, *value.shape)
-    return result
-
-
-def assert_close_in_norm(actual: dict[str, Any], wanted: dict[str, Any], relative: float) -> None:
-    assert actual.keys() == wanted.keys()
-    scale = math.sqrt(sum(float(np.sum(value**2)) for value in wanted.values()))
-    for name, value in wanted.items():
-        assert actual[name].shape == value.shape
-        assert np.linalg.norm(actual[name] - value) <= relative * scale + 1e-12, name
 
 
 @st.composite
@@ -253,7 +214,7 @@ def test_parts_of_the_examples_change_nothing_but_rounding(net: CNN, seed: int, 
     params, x = random_case(net, seed, num_examples=7)
     whole, wanted = net.gradient_factors(params, x), net.vjp(params, x)[1](np.ones((7, net.num_outputs)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cnn, "_PART_BYTES", part_bytes)
+        patch.setattr(sweeps, "_PART_BYTES", part_bytes)
         parts, gradient = net.gradient_factors(params, x), net.vjp(params, x)[1](np.ones((7, net.num_outputs)))
         np.testing.assert_array_equal(net.forward(params, x), parts.predictions)
     np.testing.assert_allclose(parts.predictions, whole.predictions, rtol=1e-11, atol=1e-12)
@@ -339,7 +300,7 @@ def test_images_are_rows_in_channel_first_order_and_may_be_strided_and_read_only
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
-    monkeypatch.setattr(cnn, "_PART_BYTES", 1 << 15)
+    monkeypatch.setattr(sweeps, "_PART_BYTES", 1 << 15)
     net = CNN((3, 12, 12), [Conv(9), Conv(17, stride=2), AveragePool(2), Flatten(), Dense(3)], "tanh", bias=True)
     params = net.init(dtype=dtype)
     x = np.random.default_rng(0).standard_normal((23, 3, 12, 12)).astype(dtype)
@@ -356,7 +317,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyP
 
 
 def test_a_part_that_fails_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "_PART_BYTES", 1)
+    monkeypatch.setattr(sweeps, "_PART_BYTES", 1)
     monkeypatch.setenv("KERNELGROWTH_NUM_THREADS", "3")
     monkeypatch.setattr(windows, "im2col", lambda *arguments, **options: 1 / 0)
     net = CNN((1, 4, 4), [Conv(2), Flatten(), Dense(1)])
@@ -365,7 +326,7 @@ def test_a_part_that_fails_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_sweep_of_many_outputs_takes_little_memory_beside_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "_PART_BYTES", 1 << 16)
+    monkeypatch.setattr(sweeps, "_PART_BYTES", 1 << 16)
     monkeypatch.setenv("KERNELGROWTH_NUM_THREADS", "1")  # each thread has a part of its own
     net = CNN((3, 16, 16), [Conv(8), Conv(8), AveragePool(2), Flatten(), Dense(20)])
     params, x = net.init(dtype=np.float32), np.ones((40, 768), dtype=np.float32)

@@ -7,15 +7,16 @@ from typing import Any
 
 from kernelgrowth._backend.checks import check_choice
 from kernelgrowth.nets.cnn import CNN
-from kernelgrowth.nets.layers import layer_from_config
+from kernelgrowth.nets.layers import layers_from_config
 from kernelgrowth.nets.mlp import MLP
+from kernelgrowth.nets.wide_resnet import WideResNet
 
 __all__ = ["from_config"]
 
 _COMMON = ("activation", "parameterization", "sigma", "bias")
 
 
-def from_config(config: Mapping[str, Any]) -> MLP | CNN:
+def from_config(config: Mapping[str, Any]) -> MLP | CNN | WideResNet:
     """Rebuild a network from what its `config()` returned.
 
     Raises
@@ -27,8 +28,8 @@ def from_config(config: Mapping[str, Any]) -> MLP | CNN:
         raise TypeError(f"config must be a mapping, got {type(config).__name__}")
     options = dict(config)
     kind = check_choice("config['kind']", options.pop("kind", None), tuple(_KINDS))
-    build, needed = _KINDS[kind]
-    known = (*needed, *_COMMON)
+    build, needed, optional = _KINDS[kind]
+    known = (*needed, *optional, *_COMMON)
     for key in options:
         if key not in known:
             raise ValueError(f"config must hold only {', '.join(map(repr, known))} and 'kind', got {key!r} as well")
@@ -39,12 +40,12 @@ def from_config(config: Mapping[str, Any]) -> MLP | CNN:
 
 
 def _cnn(*, layers: Any, **options: Any) -> CNN:
-    if not isinstance(layers, list | tuple):
-        raise TypeError(f"config['layers'] must be a list, got {type(layers).__name__}")
-    return CNN(layers=[layer_from_config(f"config['layers'][{i}]", item) for i, item in enumerate(layers)], **options)
+    return CNN(layers=layers_from_config("config['layers']", layers), **options)
 
 
-_KINDS: dict[str, tuple[Callable[..., MLP | CNN], tuple[str, ...]]] = {
-    "mlp": (MLP, ("widths",)),
-    "cnn": (_cnn, ("input_shape", "layers")),
+# How a network is built, the keys that it needs, and those that it alone takes beside them.
+_KINDS: dict[str, tuple[Callable[..., MLP | CNN | WideResNet], tuple[str, ...], tuple[str, ...]]] = {
+    "mlp": (MLP, ("widths",), ()),
+    "cnn": (_cnn, ("input_shape", "layers"), ()),
+    "wide_resnet": (WideResNet, ("input_shape", "outputs"), ("widening", "blocks", "first_sigma")),
 }

@@ -17,10 +17,20 @@ from kernelgrowth.nets.activations import ACTIVATIONS
 from kernelgrowth.nets.factors import GradientFactors, LayerFactors
 from kernelgrowth.nets.parameterizations import PARAMETERIZATIONS, LayerScales
 
-__all__ = ["Layer", "Layered", "scaled"]
+__all__ = ["Layer", "Layered", "Place", "scaled"]
 
 # So many numbers are looked at one by one sooner than bounded.
 _FEW = 1 << 19
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer with weights stands: whether none come before it, or none after it; σ where it has its own."""
+
+    weight_shape: tuple[int, ...]
+    first: bool
+    last: bool
+    sigma: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Layer:
     weight_shape: tuple[int, ...]
     has_bias: bool
     scales: LayerScales
+    sigma: float
 
     @property
     def fan_out(self) -> int:
@@ -66,27 +77,33 @@ class Layered(ABC):
     sigma: float
     bias: bool | Literal["hidden"]
     _layers: tuple[Layer, ...]
+    _num_sums: int
 
-    def _set_layers(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check the arguments that all networks share, and set `_layers` from names and weight shapes."""
+    def _set_layers(self, places: Mapping[str, Place], num_sums: int = 0) -> None:
+        """Check the arguments that all networks share, and set `_layers` from their names and places.
+
+        `num_sums` is in how many places the network adds up what two of its parts make.
+        """
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
         if not isinstance(self.bias, bool) and self.bias != "hidden":
             raise ValueError(f"bias must be True, False or 'hidden', got {self.bias!r}")
-        last = len(shapes) - 1
+        sigma = check_number("sigma", self.sigma, minimum=0)
         layers = tuple(
             Layer(
                 name=name,
-                weight_shape=shape,
-                has_bias=self.bias is True or (self.bias == "hidden" and index < last),
+                weight_shape=place.weight_shape,
+                has_bias=self.bias is True or (self.bias == "hidden" and not place.last),
                 scales=PARAMETERIZATIONS[self.parameterization](
-                    math.prod(shape[1:]), shape[0], index == 0, index == last
+                    math.prod(place.weight_shape[1:]), place.weight_shape[0], place.first, place.last
                 ),
+                sigma=sigma if place.sigma is None else place.sigma,
             )
-            for index, (name, shape) in enumerate(shapes.items())
+            for name, place in places.items()
         )
-        object.__setattr__(self, "sigma", check_number("sigma", self.sigma, minimum=0))
+        object.__setattr__(self, "sigma", sigma)
         object.__setattr__(self, "_layers", layers)
+        object.__setattr__(self, "_num_sums", num_sums)
 
     @abstractmethod
     def _check_inputs(self, x: Any, check_finite: bool) -> Any:
@@ -164,7 +181,7 @@ class Layered(ABC):
         rng = np.random.default_rng(seed)
         params: dict[str, Any] = {}
         for layer in self._layers:
-            weight = rng.standard_normal(layer.weight_shape) * (self.sigma * layer.scales.std)
+            weight = rng.standard_normal(layer.weight_shape) * (layer.sigma * layer.scales.std)
             params[layer.weight] = weight.astype(wanted)
             if layer.has_bias:
                 params[layer.bias] = np.zeros(layer.fan_out, dtype=wanted)
@@ -200,7 +217,8 @@ class Layered(ABC):
 
         Entry by entry |W h| <= max_o Σ_i |W_oi| max |h|, and alike for the transpose, where a pixel shows in every
         place of the window; pooling is a mean and φ and φ' are at most 2/√π times their argument and 1. Where a factor
-        is below 1 it is taken as 1, so a bound holds for whatever is computed on the way to it.
+        is below 1 it is taken as 1, so a bound holds for whatever is computed on the way to it. A bound for all layers
+        one behind the other then holds for each of two parts side by side, and twice it for their sum.
         """
         forward, backward = _largest(x), 1.0
         for layer in self._layers:
@@ -216,7 +234,7 @@ class Layered(ABC):
             if layer.has_bias:
                 forward += _largest(params[layer.bias]) * max(1.0, bias) * multiplier
         # Half of it: sums are rounded.
-        return max(forward, backward) < float(np.finfo(x.dtype).max) / 2
+        return max(forward, backward) < float(np.finfo(x.dtype).max) / 2 * 2.0**-self._num_sums
 
 
 def _largest(array: Any) -> float:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.checks import check_choice, check_integer
+from kernelgrowth._backend.checks import check_choice, check_integer, check_number
 
-__all__ = ["LAYERS", "AveragePool", "Conv", "Dense", "Flatten", "GlobalAveragePool", "LayerKind", "layer_from_config"]
+__all__ = [
+    "LAYERS",
+    "AveragePool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAveragePool",
+    "LayerKind",
+    "PlainLayer",
+    "Residual",
+    "check_layers",
+    "check_weights",
+    "layer_from_config",
+    "layer_to_config",
+    "layers_from_config",
+]
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,15 @@ class Conv:
     padding : int or (int, int), optional
         Rows of zeros above and below, and columns left and right. By default half the kernel, rounded down, with which
         an odd kernel of stride 1 keeps the image's size.
+    sigma : float, optional
+        Scale of this layer's weights at initialisation, at least 0; by default the network's.
     """
 
     channels: int
     kernel: int | tuple[int, int] = 3
     stride: int | tuple[int, int] = 1
     padding: int | tuple[int, int] | None = None
+    sigma: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", check_integer("channels", self.channels, minimum=1))
@@ -41,6 +59,7 @@ class Conv:
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "stride", _pair("stride", self.stride, 1))
         object.__setattr__(self, "padding", _pair("padding", padding, 0))
+        _check_sigma(self)
 
 
 @dataclass(frozen=True)
@@ -82,15 +101,54 @@ class Dense:
     ----------
     width : int
         Outputs, at least 1.
+    sigma : float, optional
+        Scale of this layer's weights at initialisation, at least 0; by default the network's.
     """
 
     width: int
+    sigma: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", check_integer("width", self.width, minimum=1))
+        _check_sigma(self)
 
 
-LayerKind = Conv | AveragePool | GlobalAveragePool | Flatten | Dense
+@dataclass(frozen=True)
+class Residual:
+    """A block whose layers' output is added to its input: z becomes S z + layers(φ(z)).
+
+    It is of the pre-activation kind (He et al. 2016). What comes directly from a `Conv`, `Dense` or `Residual` reaches
+    the block as z, without the nonlinearity, which stands at the head of its layers instead; the sum is treated like
+    the output of a layer with weights. Where a pool or nothing lies before the block, its layers see what comes as it
+    is. Inside, the nonlinearity stands after every layer with weights but the last, as in the network itself.
+
+    Parameters
+    ----------
+    layers : sequence of layers
+        At least one with weights among them; `Residual` is allowed.
+    shortcut : Conv or Dense, optional
+        S, a layer without nonlinearity, such as ``Conv(channels, 1, stride)``; by default the identity, which `layers`
+        that keep the shape need.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument that is no layer, or holds none with weights. Whether shapes fit is found out when a network
+        is made.
+    """
+
+    layers: Sequence[LayerKind]
+    shortcut: Conv | Dense | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", check_layers(self.layers))
+        check_weights(self.layers)
+        if not isinstance(self.shortcut, Conv | Dense | None):
+            raise TypeError(f"shortcut must be Conv, Dense or None, got {self.shortcut!r}")
+
+
+PlainLayer = Conv | AveragePool | GlobalAveragePool | Flatten | Dense
+LayerKind = PlainLayer | Residual
 
 LAYERS: dict[str, type[LayerKind]] = {
     "conv": Conv,
@@ -98,14 +156,37 @@ LAYERS: dict[str, type[LayerKind]] = {
     "global_average_pool": GlobalAveragePool,
     "flatten": Flatten,
     "dense": Dense,
+    "residual": Residual,
 }
 """Every layer by the name it has in a configuration."""
+
+
+def check_layers(layers: Any) -> tuple[LayerKind, ...]:
+    """Return layers as a tuple."""
+    if not isinstance(layers, Sequence) or isinstance(layers, str | bytes):
+        raise TypeError(f"layers must be a sequence of layers of kernelgrowth.nets, got {layers!r}")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, LayerKind):
+            names = ", ".join(kind.__name__ for kind in LAYERS.values())
+            raise TypeError(f"layers[{i}] must be one of {names}, got {layer!r}")
+    return tuple(layers)
+
+
+def check_weights(layers: Sequence[LayerKind]) -> None:
+    """Refuse layers without any weights."""
+    if not any(isinstance(layer, Conv | Dense | Residual) for layer in layers):
+        raise ValueError(f"layers must hold at least one Conv or Dense, got {list(layers)}")
 
 
 def layer_to_config(layer: LayerKind) -> dict[str, Any]:
     """Return a JSON-able description; `layer_from_config` rebuilds the layer from it."""
     kind = next(name for name, kind in LAYERS.items() if type(layer) is kind)
+    if isinstance(layer, Residual):
+        shortcut = None if layer.shortcut is None else layer_to_config(layer.shortcut)
+        return {"kind": kind, "layers": [layer_to_config(inner) for inner in layer.layers], "shortcut": shortcut}
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(layer).items()}
+    if values.get("sigma", 0) is None:
+        del values["sigma"]
     return {"kind": kind, **values}
 
 
@@ -122,10 +203,26 @@ def layer_from_config(name: str, config: Any) -> LayerKind:
     for item in dataclasses.fields(kind):
         if item.default is dataclasses.MISSING and item.name not in options:
             raise ValueError(f"{name} must hold {item.name!r}")
+    if kind is Residual:
+        options["layers"] = layers_from_config(f"{name}['layers']", options["layers"])
+        if options.get("shortcut") is not None:
+            options["shortcut"] = layer_from_config(f"{name}['shortcut']", options["shortcut"])
     try:
         return kind(**options)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
+
+
+def layers_from_config(name: str, config: Any) -> list[LayerKind]:
+    """Rebuild layers; messages call their descriptions `name`."""
+    if not isinstance(config, list | tuple):
+        raise TypeError(f"{name} must be a list, got {type(config).__name__}")
+    return [layer_from_config(f"{name}[{i}]", item) for i, item in enumerate(config)]
+
+
+def _check_sigma(layer: Conv | Dense) -> None:
+    if layer.sigma is not None:
+        object.__setattr__(layer, "sigma", check_number("sigma", layer.sigma, minimum=0))
 
 
 def _pair(name: str, value: Any, minimum: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from kernelgrowth._backend.arrays import array_namespace, as_array
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth.nets.activations import ACTIVATIONS
 from kernelgrowth.nets.factors import GradientFactors, LayerFactors
-from kernelgrowth.nets.layered import Layered, scaled
+from kernelgrowth.nets.layered import Layered, Place, scaled
 from kernelgrowth.nets.products import matrix_product
 
 __all__ = ["MLP"]
@@ -69,7 +69,10 @@ class MLP(Layered):
             raise ValueError(f"widths must hold at least the input's and the output's width, got {list(self.widths)}")
         widths = tuple(check_integer(f"widths[{i}]", width, minimum=1) for i, width in enumerate(self.widths))
         object.__setattr__(self, "widths", widths)
-        self._set_layers({f"layer{i + 1}": (widths[i + 1], widths[i]) for i in range(len(widths) - 1)})
+        last = len(widths) - 2
+        self._set_layers(
+            {f"layer{i + 1}": Place((widths[i + 1], widths[i]), first=i == 0, last=i == last) for i in range(last + 1)}
+        )
 
     @property
     def num_inputs(self) -> int:

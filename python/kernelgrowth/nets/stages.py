@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kernelgrowth._backend.arrays import array_namespace
-from kernelgrowth.nets.layers import AveragePool, Dense, Flatten, GlobalAveragePool, LayerKind
+from kernelgrowth.nets.layers import AveragePool, Dense, Flatten, GlobalAveragePool, PlainLayer
 from kernelgrowth.nets.windows import Window
 
 __all__ = ["FixedStage", "Stage", "WeightStage", "make_stage"]
@@ -175,7 +175,7 @@ class _Connecting(WeightStage):
 Stage = FixedStage | WeightStage
 
 
-def make_stage(layer: LayerKind, in_shape: Shape) -> Stage:
+def make_stage(layer: PlainLayer, in_shape: Shape) -> Stage:
     """Return what `layer` does to examples of a shape; a ValueError says why it cannot."""
     if isinstance(layer, Dense):
         if len(in_shape) != 1:
