@@ -20,7 +20,7 @@ rng = np.random.default_rng(0)
 X = rng.normal(size=(13, 5))
 Y = X @ rng.normal(size=5)
 NET = nets.MLP([5, 7, 1], "tanh", bias=True, sigma=0.8)
-OPTIMIZERS = [optim.GD(0.05), optim.Momentum(0.02, nesterov=True), optim.Adam(0.02)]
+OPTIMIZERS = [optim.GD(0.05), optim.Momentum(0.02, nesterov=True), optim.Adam(0.02), optim.RMSprop(0.01)]
 
 
 class Smoother(Callback):

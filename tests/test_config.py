@@ -129,6 +129,8 @@ def test_an_unknown_section_is_named_with_its_line():
         ("training", "steps", "0", "at least 1"),
         ("training", "steps", "true", "integer"),
         ("training", "beta1", "0.5", "for optimizer 'adam', not for 'gd'"),
+        ("training", "alpha", "0.5", "for optimizer 'rmsprop', not for 'gd'"),
+        ("training", "eps", "1e-6", "for optimizer 'adam' or 'rmsprop', not for 'gd'"),
         ("training", "layer_lr", "{layer1 = -1}", "training.layer_lr.layer1 must be at least 0"),
         ("training", "layer_lr", "0.5", "must be a table"),
         ("training", "dtype", '"float16"', "'float64'"),

@@ -348,7 +348,11 @@ def test_a_probe_that_is_not_the_training_set_predicts_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("loss", "optimizer"),
-    [("logistic", {"optimizer": "momentum", "beta": 0.5}), ("cross_entropy", {"optimizer": "adam", "beta1": 0.8})],
+    [
+        ("logistic", {"optimizer": "momentum", "beta": 0.5}),
+        ("cross_entropy", {"optimizer": "adam", "beta1": 0.8}),
+        ("cross_entropy", {"optimizer": "rmsprop", "alpha": 0.9, "eps": 1e-6}),
+    ],
 )
 def test_classification_losses_on_digits(tmp_path, loss, optimizer):
     config = ExperimentConfig.from_dict(

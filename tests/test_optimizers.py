@@ -32,6 +32,9 @@ def by_definition(optimizer: optim.Optimizer, theta: float, gradients: list[floa
             v = optimizer.beta2 * v + (1 - optimizer.beta2) * g * g
             m_hat, v_hat = m / (1 - optimizer.beta1**t), v / (1 - optimizer.beta2**t)
             theta -= eta * m_hat / (math.sqrt(v_hat) + optimizer.eps)
+        elif isinstance(optimizer, optim.RMSprop):
+            v = optimizer.alpha * v + (1 - optimizer.alpha) * g * g
+            theta -= eta * g / (math.sqrt(v) + optimizer.eps)
     return theta
 
 
@@ -39,6 +42,7 @@ optimizers = st.one_of(
     st.builds(optim.GD, lr=st.floats(1e-3, 1.0)),
     st.builds(optim.Momentum, lr=st.floats(1e-3, 1.0), beta=decays, nesterov=st.booleans()),
     st.builds(optim.Adam, lr=st.floats(1e-3, 1.0), beta1=decays, beta2=decays, eps=st.sampled_from([1e-8, 1e-3])),
+    st.builds(optim.RMSprop, lr=st.floats(1e-3, 1.0), alpha=decays, eps=st.sampled_from([1e-8, 1e-3])),
 )
 
 
@@ -90,6 +94,13 @@ def test_first_step_of_adam_is_the_learning_rate_times_the_sign() -> None:
     np.testing.assert_allclose(new["layer1.weight"], [-0.01, 0.01, -0.01, 0.01], rtol=1e-4)
 
 
+def test_first_step_of_rmsprop_is_not_corrected_for_its_zero_start() -> None:
+    rmsprop = optim.RMSprop(lr=0.01, alpha=0.96)
+    params = {"layer1.weight": np.zeros(4)}
+    new, _ = rmsprop.update(params, {"layer1.weight": np.array([5.0, -1e-3, 2e3, -1.0])}, rmsprop.init(params))
+    np.testing.assert_allclose(new["layer1.weight"], [-0.05, 0.05, -0.05, 0.05], rtol=1e-4)
+
+
 @given(optimizer=optimizers)
 def test_config_rebuilds_the_optimizer(optimizer: optim.Optimizer) -> None:
     assert optim.from_config(optimizer.config()) == optimizer
@@ -109,6 +120,8 @@ def test_config_rebuilds_the_optimizer(optimizer: optim.Optimizer) -> None:
         (optim.Adam, {"lr": 0.1, "beta1": 1}, ValueError, "beta1 must be less than 1"),
         (optim.Adam, {"lr": 0.1, "beta2": 2}, ValueError, "beta2 must be"),
         (optim.Adam, {"lr": 0.1, "eps": 0}, ValueError, "eps must be greater than 0"),
+        (optim.RMSprop, {"lr": 0.1, "alpha": 1.0}, ValueError, "alpha must be less than 1"),
+        (optim.RMSprop, {"lr": 0.1, "eps": -1e-8}, ValueError, "eps must be greater than 0"),
     ],
 )
 def test_bad_settings_are_refused(kind: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -120,7 +133,7 @@ def test_bad_settings_are_refused(kind: Any, arguments: dict[str, Any], error: t
     ("config", "error", "message"),
     [
         ("gd", TypeError, "config must be a mapping"),
-        ({"lr": 0.1}, ValueError, r"config\['name'\] must be one of 'gd', 'momentum', 'adam'"),
+        ({"lr": 0.1}, ValueError, r"config\['name'\] must be one of 'gd', 'momentum', 'adam', 'rmsprop'"),
         ({"name": "sgd", "lr": 0.1}, ValueError, r"config\['name'\]"),
         ({"name": "gd"}, ValueError, "must hold 'lr'"),
         ({"name": "gd", "lr": 0.1, "beta": 0.9}, ValueError, "got 'beta' as well"),

@@ -366,7 +366,7 @@ def test_progress_may_be_a_function_of_the_state() -> None:
         ({"loss": "hinge"}, ValueError, "loss must be one of"),
         ({"loss": "logistic"}, ValueError, "y must hold the labels"),
         ({"loss": "cross_entropy"}, ValueError, "at least two outputs"),
-        ({"optimizer": "adam"}, TypeError, "optimizer must be GD, Momentum or Adam"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be GD, Momentum, Adam or RMSprop"),
         ({"steps": -1}, ValueError, "steps must be at least 0, got -1"),
         ({"steps": 1.5}, TypeError, "steps must be an integer"),
         (

@@ -13,7 +13,15 @@ from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.spectra.operand import is_operator, operator_dtype
 from kernelgrowth.spectra.symmetry import check_square
 
-__all__ = ["as_kernel", "as_targets", "cross_kernel", "is_factorised", "mean_diagonal", "stored_kernel"]
+__all__ = [
+    "as_kernel",
+    "as_offset",
+    "as_targets",
+    "cross_kernel",
+    "is_factorised",
+    "mean_diagonal",
+    "stored_kernel",
+]
 
 # Up to this many rows a factorisation takes about a second on two cores, less than most iterations.
 _FACTORISED_ROWS = 4096
@@ -120,3 +128,14 @@ def as_targets(name: str, y: Any, rows: int) -> tuple[FloatArray, bool]:
         f"{name} must be (N,) or (N, C) with N or N * C the number of rows of the kernel, {rows}, "
         f"got shape {targets.shape}"
     )
+
+
+def as_offset(f0: Any, shape: tuple[int, ...]) -> FloatArray:
+    """Return predictions before training, named f0 in messages, as a float64 array of `shape` (examples, outputs)."""
+    offset = to_numpy(as_array("f0", f0, ndim=(1, 2))).astype(np.float64)
+    if offset.ndim == 1 or (shape[1] == 1 and offset.size == shape[0]):
+        # Predictions (N, C) beside targets over the N * C rows of the kernel are in the same order.
+        offset = offset.reshape(-1, 1)
+    if offset.shape != shape:
+        raise ValueError(f"f0 must have shape {shape} (examples, outputs), got {offset.shape}")
+    return offset

@@ -8,14 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from kernelgrowth._backend.arrays import FloatArray, as_array, like, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
 from kernelgrowth._backend.errors import NotConvergedWarning
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.diagnostics.direct import DirectSolver
 from kernelgrowth.diagnostics.flow import KernelFlow
 from kernelgrowth.diagnostics.iterative import ROUNDING_CUTOFF, IterativeSolver
-from kernelgrowth.diagnostics.kernel_input import as_targets, cross_kernel, is_factorised, mean_diagonal, stored_kernel
+from kernelgrowth.diagnostics.kernel_input import (
+    as_offset,
+    as_targets,
+    cross_kernel,
+    is_factorised,
+    mean_diagonal,
+    stored_kernel,
+)
 from kernelgrowth.diagnostics.krylov_flow import KrylovFlow
 from kernelgrowth.diagnostics.scaled_operator import ScaledOperator, probed
 from kernelgrowth.spectra.dense import scaled_symmetric
@@ -189,7 +196,7 @@ class KernelRegression:
         self._outputs = targets.shape[1]
         self._flat = np.ndim(y) == 1
         self._has_offset = f0 is not None
-        residuals = targets if f0 is None else targets - _as_offset(f0, targets.shape)
+        residuals = targets if f0 is None else targets - as_offset(f0, targets.shape)
         self._examples = len(residuals)
         self._residuals = residuals.reshape(-1, 1) if self._per_row else residuals
 
@@ -321,19 +328,9 @@ class KernelRegression:
             dtype, predictions = operator.dtype, operator.exact(coefficients)
         predictions = predictions.reshape(-1, self._outputs)
         if f0 is not None:
-            predictions = predictions + _as_offset(f0, predictions.shape)
+            predictions = predictions + as_offset(f0, predictions.shape)
         result = (predictions[:, 0] if self._flat else predictions).astype(dtype)
         return like(result, K_test_train)
-
-
-def _as_offset(f0: Any, shape: tuple[int, ...]) -> FloatArray:
-    offset = to_numpy(as_array("f0", f0, ndim=(1, 2))).astype(np.float64)
-    if offset.ndim == 1 or (shape[1] == 1 and offset.size == shape[0]):
-        # Predictions (N, C) beside targets over the N * C rows of the kernel are in the same order.
-        offset = offset.reshape(-1, 1)
-    if offset.shape != shape:
-        raise ValueError(f"f0 must have shape {shape} (examples, outputs), got {offset.shape}")
-    return offset
 
 
 def _scaled(time: float, exponent: int) -> float:

@@ -42,7 +42,12 @@ _DATA_KEYS = {
     "cifar10": _IMAGES | {"root"},
     "gaussian_teacher": _SHARED | _TEACHER,
 }
-_OPTIMIZER_KEYS = {"gd": (), "momentum": ("beta", "nesterov"), "adam": ("beta1", "beta2", "eps")}
+_OPTIMIZER_KEYS = {
+    "gd": (),
+    "momentum": ("beta", "nesterov"),
+    "adam": ("beta1", "beta2", "eps"),
+    "rmsprop": ("alpha", "eps"),
+}
 
 
 class ConfigError(ValueError):
@@ -212,7 +217,7 @@ class TrainingConfig(Section):
     Attributes
     ----------
     loss : {"mse", "logistic", "cross_entropy"}
-    optimizer : {"gd", "momentum", "adam"}
+    optimizer : {"gd", "momentum", "adam", "rmsprop"}
     lr : float
         Learning rate.
     steps : int
@@ -222,7 +227,7 @@ class TrainingConfig(Section):
     layer_lr : dict of str to float
         Multiplier of the learning rate by layer, as ``{layer1 = 0.5}``.
     beta, nesterov
-        Of "momentum". `beta1`, `beta2`, `eps`: of "adam".
+        Of "momentum". `beta1`, `beta2`, `eps`: of "adam". `alpha`, `eps`: of "rmsprop".
     seed : int
         Initial parameters and the order of the batches.
     dtype : {"float64", "float32"}
@@ -242,6 +247,7 @@ class TrainingConfig(Section):
     nesterov: bool | None = _key(optional(flag), None)
     beta1: float | None = _key(optional(number(0.0, 1.0)), None)
     beta2: float | None = _key(optional(number(0.0, 1.0)), None)
+    alpha: float | None = _key(optional(number(0.0, 1.0)), None)
     eps: float | None = _key(optional(number(0.0, exclusive=True)), None)
     seed: int = _key(integer(0), 0)
     dtype: str = _key(choice("float64", "float32"), "float64")
@@ -249,16 +255,16 @@ class TrainingConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for owner, keys in _OPTIMIZER_KEYS.items():
-            for key in keys:
-                if getattr(self, key) is None:
-                    continue
-                if owner != self.optimizer:
-                    raise ConfigError(
-                        f"training.{key}", f"training.{key} is for optimizer {owner!r}, not for {self.optimizer!r}"
-                    )
-                if key.startswith("beta") and getattr(self, key) == 1:
-                    raise ConfigError(f"training.{key}", f"training.{key} must be less than 1, got 1")
+        for key in dict.fromkeys(key for keys in _OPTIMIZER_KEYS.values() for key in keys):
+            if getattr(self, key) is None:
+                continue
+            if key not in _OPTIMIZER_KEYS[self.optimizer]:
+                owners = " or ".join(repr(owner) for owner, keys in _OPTIMIZER_KEYS.items() if key in keys)
+                raise ConfigError(
+                    f"training.{key}", f"training.{key} is for optimizer {owners}, not for {self.optimizer!r}"
+                )
+            if key.startswith(("alpha", "beta")) and getattr(self, key) == 1:
+                raise ConfigError(f"training.{key}", f"training.{key} must be less than 1, got 1")
 
     def optimizer_options(self) -> dict[str, Any]:
         """Return the learning rate and the options given for the chosen optimizer, by its argument names."""

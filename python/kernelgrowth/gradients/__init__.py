@@ -3,5 +3,15 @@
 from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct, Rows
 from kernelgrowth.gradients.network import HasGradientFactors, from_net
+from kernelgrowth.gradients.tangents import jvp
 
-__all__ = ["Block", "ChunkedFeatures", "GradientFeatures", "HasGradientFactors", "OuterProduct", "Rows", "from_net"]
+__all__ = [
+    "Block",
+    "ChunkedFeatures",
+    "GradientFeatures",
+    "HasGradientFactors",
+    "OuterProduct",
+    "Rows",
+    "from_net",
+    "jvp",
+]

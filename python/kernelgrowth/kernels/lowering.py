@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from kernelgrowth._backend import cuda
-from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array
+from kernelgrowth._backend.arrays import FloatArray, array_namespace
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
 from kernelgrowth.gradients.identity import arrays_of
+from kernelgrowth.gradients.parameters import parameter_arrays
 from kernelgrowth.kernels.blocks import LoweredBlock, expanded, explicit_rows, hadamard, position_pairs
 from kernelgrowth.kernels.strategy import Shape, choose
 
@@ -114,31 +115,11 @@ def check_preconditioner(feats: GradientFeatures, preconditioner: Any) -> dict[s
     """Return the square roots of a preconditioner's arrays by block, checked for names, shapes and signs."""
     if preconditioner is None:
         return {}
-    if not isinstance(preconditioner, Mapping):
-        raise TypeError(f"preconditioner must map block names to arrays, got {type(preconditioner).__name__}")
-    unknown = [name for name in preconditioner if name not in feats]
-    missing = [name for name in feats if name not in preconditioner]
-    if unknown or missing:
-        raise ValueError(f"preconditioner must have the blocks {list(feats)}; unknown {unknown}, missing {missing}")
     roots = {}
-    for name, block in feats.items():
-        given = preconditioner[name]
-        arrays = given if isinstance(given, tuple | list) else (given,)
-        shapes: list[tuple[int, ...]]
-        if isinstance(block, OuterProduct):
-            d_out = block.backprops.shape[3]
-            shapes = [(d_out, block.activations.shape[2])] + ([(d_out,)] if block.bias else [])
-        else:
-            shapes = [(block.num_parameters,)]
-        label = f"preconditioner[{name!r}]"
-        checked = [as_array(label, array, dtype=feats.dtype) for array in arrays]
-        if [array.shape for array in checked] != shapes:
-            wanted = " and ".join(str(shape) for shape in shapes)
-            raise ValueError(f"{label} must have shape {wanted}, got {[array.shape for array in checked]}")
-        cuda.device_of(feats=arrays_of(feats)[:1], **{label: checked})
-        if any(array.min() < 0 for array in checked):
-            raise ValueError(f"{label} must not be negative")
-        roots[name] = tuple(array_namespace(array).sqrt(array) for array in checked)
+    for name, arrays in parameter_arrays("preconditioner", feats, preconditioner).items():
+        if any(array.min() < 0 for array in arrays):
+            raise ValueError(f"preconditioner[{name!r}] must not be negative")
+        roots[name] = tuple(array_namespace(array).sqrt(array) for array in arrays)
     return roots
 
 

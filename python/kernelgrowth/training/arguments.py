@@ -14,7 +14,15 @@ from kernelgrowth.training.callbacks import Callback
 from kernelgrowth.training.losses import Loss
 from kernelgrowth.training.progress import ProgressCall, ProgressLine
 
-__all__ = ["check_callbacks", "check_data", "check_layer_lr", "check_net", "check_params"]
+__all__ = [
+    "check_callbacks",
+    "check_data",
+    "check_gradients",
+    "check_layer_lr",
+    "check_lr_scale",
+    "check_net",
+    "check_params",
+]
 
 _CALLBACK_METHODS = ("on_start", "on_step", "on_end", "state_dict", "load_state_dict")
 
@@ -63,15 +71,30 @@ def check_data(data: Any, net: Network, params: Mapping[str, Any], loss: Loss) -
     return x, array_namespace(y).ascontiguousarray(y)
 
 
-def check_layer_lr(layer_lr: Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
-    """Return every layer's multiplier."""
+def check_layer_lr(
+    layer_lr: Mapping[str, float] | None, layers: Sequence[str], name: str = "layer_lr"
+) -> dict[str, float]:
+    """Return every layer's multiplier; messages call the argument `name`."""
     given = {} if layer_lr is None else layer_lr
     if not isinstance(given, Mapping):
-        raise TypeError(f"layer_lr must map layer names to multipliers, got {type(given).__name__}")
-    for name in given:
-        if name not in names:
-            raise ValueError(f"layer_lr must name layers of the net ({', '.join(names)}), got {name!r}")
-    return {name: check_number(f"layer_lr[{name!r}]", given.get(name, 1.0), minimum=0) for name in names}
+        raise TypeError(f"{name} must map layer names to multipliers, got {type(given).__name__}")
+    for layer in given:
+        if layer not in layers:
+            raise ValueError(f"{name} must name layers of the net ({', '.join(layers)}), got {layer!r}")
+    return {layer: check_number(f"{name}[{layer!r}]", given.get(layer, 1.0), minimum=0) for layer in layers}
+
+
+def check_gradients(grads: Any) -> None:
+    """Check gradients by parameter: a mapping, not empty, to finite floating arrays."""
+    if not isinstance(grads, Mapping) or not grads:
+        raise TypeError(f"grads must be a dict of arrays, at least one, got {_described(grads)}")
+    for name, array in grads.items():
+        as_array(f"grads[{name!r}]", array)
+
+
+def check_lr_scale(lr_scale: Mapping[str, float] | None, grads: Mapping[str, Any]) -> dict[str, float]:
+    """Return the multipliers given, checked to be of layers that have a gradient."""
+    return check_layer_lr(lr_scale, list(dict.fromkeys(name.rpartition(".")[0] for name in grads)), name="lr_scale")
 
 
 def check_callbacks(callbacks: Any, progress: Any) -> list[Any]:
@@ -93,3 +116,7 @@ def check_callbacks(callbacks: Any, progress: Any) -> list[Any]:
     elif progress is not False:
         raise TypeError(f"progress must be True, False or a function of the state, got {progress!r}")
     return every
+
+
+def _described(value: Any) -> str:
+    return "an empty one" if isinstance(value, Mapping) else type(value).__name__

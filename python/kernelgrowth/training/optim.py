@@ -1,79 +1,29 @@
 """Optimizers: pure functions of parameters, gradients and a state of arrays, with one learning rate for each layer.
 
 The learning rate of a layer is the optimizer's `lr` times the layer's entry in `lr_scale`, 1 where it has none; a layer
-is named by what comes before the last dot of a parameter's name. Adam's steps are scaled, not its gradients.
+is named by what comes before the last dot of a parameter's name. Steps of adaptive optimizers are scaled, not their
+gradients.
+
+Every update is θ ← θ − η_t m_t, entry by entry: m_t is the gradient or an average of it over the steps, η_t >= 0 a
+learning rate for each parameter. To first order it changes the network's outputs by −J diag(η_t) m_t, which is
+−K_η r with the optimizer's kernel K_η = J diag(η_t) Jᵀ where m_t = Jᵀ r; r is the loss's derivative by the outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import array_namespace
-from kernelgrowth._backend.checks import check_choice, check_number
+from kernelgrowth._backend.checks import check_choice, check_integer, check_number
+from kernelgrowth.training.optimizer import Advance, Optimizer
 
-__all__ = ["GD", "OPTIMIZERS", "Adam", "Momentum", "Optimizer", "from_config"]
-
-
-@dataclass(frozen=True)
-class Optimizer(ABC):
-    """An update rule.
-
-    Parameters
-    ----------
-    lr : float
-        Learning rate η, greater than 0.
-    """
-
-    name: ClassVar[str]
-
-    lr: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lr", check_number("lr", self.lr, minimum=0, exclusive_minimum=True))
-
-    def config(self) -> dict[str, Any]:
-        """Return a JSON-able description; `from_config` rebuilds the optimizer from it."""
-        return {"name": self.name, **dataclasses.asdict(self)}
-
-    def init(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the state before the first update: a flat dict of arrays that live where `params` do."""
-        return {}
-
-    def update(
-        self,
-        params: Mapping[str, Any],
-        grads: Mapping[str, Any],
-        state: Mapping[str, Any],
-        lr_scale: Mapping[str, float] | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return new parameters and a new state; no array given is changed.
-
-        Parameters
-        ----------
-        params, grads : mapping of str to array
-            Parameters and their gradients, same names, shapes and dtype.
-        state : mapping of str to array
-            As returned by `init` or by the update before.
-        lr_scale : mapping of str to float, optional
-            Layer name -> multiplier of the learning rate.
-        """
-        scales = {} if lr_scale is None else lr_scale
-        steps, state = self._steps(grads, state)
-        new = {
-            name: value - (self.lr * scales.get(name.rpartition(".")[0], 1.0)) * steps[name]
-            for name, value in params.items()
-        }
-        return new, state
-
-    @abstractmethod
-    def _steps(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-        """Return what is subtracted at a learning rate of 1, and the new state."""
+__all__ = ["GD", "OPTIMIZERS", "Adam", "Momentum", "Optimizer", "RMSprop", "from_config"]
 
 
 @dataclass(frozen=True)
@@ -88,8 +38,8 @@ class GD(Optimizer):
 
     name = "gd"
 
-    def _steps(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-        return grads, {}
+    def _advance(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> Advance:
+        return grads, None, {}
 
 
 @dataclass(frozen=True)
@@ -121,10 +71,15 @@ class Momentum(Optimizer):
         """Return zero velocities ``"velocity/<parameter>"``."""
         return _zeros("velocity", params)
 
-    def _steps(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    def averaging_weights(self, updates: int) -> npt.NDArray[np.float64]:
+        """Return β^(t−s); with Nesterov's look-ahead β^(t−s+1), and 1 + β for the last. See the base class."""
+        powers = self.beta ** np.arange(check_integer("updates", updates, minimum=1))[::-1].astype(np.float64)
+        return powers * self.beta + super().averaging_weights(updates) if self.nesterov else powers
+
+    def _advance(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> Advance:
         velocity = {name: self.beta * state[f"velocity/{name}"] + grad for name, grad in grads.items()}
         steps = {name: grads[name] + self.beta * v for name, v in velocity.items()} if self.nesterov else velocity
-        return steps, {f"velocity/{name}": v for name, v in velocity.items()}
+        return steps, None, {f"velocity/{name}": v for name, v in velocity.items()}
 
 
 @dataclass(frozen=True)
@@ -160,20 +115,64 @@ class Adam(Optimizer):
         """Return zero moments ``"first_moment/<parameter>"``, ``"second_moment/<parameter>"`` and ``"updates"``, 0."""
         return {**_zeros("first_moment", params), **_zeros("second_moment", params), "updates": np.zeros((), np.int64)}
 
-    def _steps(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    def averaging_weights(self, updates: int) -> npt.NDArray[np.float64]:
+        """Return (1 − β₁) β₁^(t−s) / (1 − β₁ᵗ), which sum to 1. See the base class."""
+        powers = self.beta1 ** np.arange(check_integer("updates", updates, minimum=1))[::-1].astype(np.float64)
+        weights: npt.NDArray[np.float64] = powers / powers.sum()
+        return weights
+
+    def _advance(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> Advance:
         updates = int(state["updates"]) + 1
         first_correction, second_correction = 1 - self.beta1**updates, 1 - self.beta2**updates
-        m, v, steps = {}, {}, {}
+        averages, divisors, m, v = {}, {}, {}, {}
         for name, grad in grads.items():
             first = self.beta1 * state[f"first_moment/{name}"] + (1 - self.beta1) * grad
             second = self.beta2 * state[f"second_moment/{name}"] + (1 - self.beta2) * (grad * grad)
-            root = array_namespace(second).sqrt(second / second_correction)
-            steps[name] = (first / first_correction) / (root + self.eps)
+            averages[name] = first / first_correction
+            divisors[name] = array_namespace(second).sqrt(second / second_correction) + self.eps
             m[f"first_moment/{name}"], v[f"second_moment/{name}"] = first, second
-        return steps, {**m, **v, "updates": np.array(updates)}
+        return averages, divisors, {**m, **v, "updates": np.array(updates)}
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (GD, Momentum, Adam)}
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """RMSprop (Hinton 2012), v ← α v + (1 − α) g², θ ← θ − η g / (√v + ε): PyTorch's, not centred, without momentum.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate η, greater than 0.
+    alpha : float
+        Decay α of the squared gradients' average, in [0, 1). It starts at 0 and is not corrected for that, so the first
+        step is η / √(1 − α) times the gradient's sign.
+    eps : float
+        ε, greater than 0, added to the root as PyTorch does; other libraries add it to v.
+    """
+
+    name = "rmsprop"
+
+    alpha: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "alpha", _check_decay("alpha", self.alpha))
+        object.__setattr__(self, "eps", check_number("eps", self.eps, minimum=0, exclusive_minimum=True))
+
+    def init(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return zero averages ``"squared_average/<parameter>"``."""
+        return _zeros("squared_average", params)
+
+    def _advance(self, grads: Mapping[str, Any], state: Mapping[str, Any]) -> Advance:
+        squares = {
+            name: self.alpha * state[f"squared_average/{name}"] + (1 - self.alpha) * (grad * grad)
+            for name, grad in grads.items()
+        }
+        divisors = {name: array_namespace(v).sqrt(v) + self.eps for name, v in squares.items()}
+        return grads, divisors, {f"squared_average/{name}": v for name, v in squares.items()}
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (GD, Momentum, Adam, RMSprop)}
 """Every optimizer's class by name."""
 
 

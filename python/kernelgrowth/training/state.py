@@ -36,6 +36,7 @@ class TrainingState:
         Callable (f, y) -> float.
     optimizer : Optimizer
     optimizer_state : dict of str to array
+        Before the update of this step.
     x : array (N, ...)
         Training inputs.
     y : array (N, C)
@@ -48,6 +49,9 @@ class TrainingState:
         "running", and from `on_end` on "completed", "diverged", "interrupted" or "failed".
     seconds : float
         Wall time spent in training itself: no callbacks, no checkpoints.
+    gradient : dict of str to array, or None
+        Of `loss` by every parameter, on the full data or on this step's batch. There is one in `on_step`, but at the
+        last step, which no update follows.
     """
 
     net: Network
@@ -65,11 +69,27 @@ class TrainingState:
     resume: bool
     status: Status = "running"
     seconds: float = 0.0
+    gradient: dict[str, Any] | None = None
 
     @property
     def is_last(self) -> bool:
         """Whether no update follows this step."""
         return self.step == self.steps
+
+    def preconditioner(self) -> dict[str, Any]:
+        """Return the learning rates η_t of the update that follows this step, by gradient block.
+
+        In `on_step`, ``kg.empirical_ntk(feats, preconditioner=state.preconditioner())`` is the optimizer's kernel
+        J diag(η_t) Jᵀ; `Optimizer.learning_rates` defines η_t, and `Optimizer.preconditioner` the form.
+
+        Raises
+        ------
+        RuntimeError
+            Where there is no `gradient`: before the first step, and at the last.
+        """
+        if self.gradient is None:
+            raise RuntimeError("preconditioner is that of an update, and none is about to be made: ask in on_step")
+        return self.optimizer.preconditioner(self.net, self.gradient, self.optimizer_state, self.layer_lr)
 
 
 @dataclass(frozen=True)

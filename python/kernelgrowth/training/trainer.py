@@ -106,7 +106,7 @@ def train(
     loss_function = get_loss(loss)
     optimizer = GD(lr=0.1) if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be GD, Momentum or Adam of kernelgrowth.training.optim, got {optimizer!r}")
+        raise TypeError(f"optimizer must be GD, Momentum, Adam or RMSprop of kernelgrowth.optim, got {optimizer!r}")
     steps = check_integer("steps", steps, minimum=0)
     seed = check_integer("seed", seed, minimum=0)
     checkpoint_every = check_integer("checkpoint_every", checkpoint_every, minimum=1)
@@ -239,7 +239,7 @@ class _Loop:
                 loss, gradient = self._evaluate()
                 seconds = time.perf_counter() - began
             self._at_beginning_of_step = False
-            state.loss = loss
+            state.loss, state.gradient = loss, gradient
             state.seconds += seconds
             self._losses.append(loss)
             if not math.isfinite(loss):
@@ -275,6 +275,7 @@ class _Loop:
             state.params, state.optimizer_state = state.optimizer.update(
                 state.params, gradient, state.optimizer_state, state.layer_lr
             )
+        state.gradient = None
         state.step += 1
         state.time = state.step * state.optimizer.lr
 
