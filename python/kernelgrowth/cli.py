@@ -147,6 +147,19 @@ def build_app() -> "typer.Typer":
             _say_result(report_run(folder))
 
     @app.command()
+    def download(
+        context: typer.Context,
+        name: Annotated[str, typer.Argument(metavar="mnist|cifar10", help="The data set.")],
+        folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where its files go.")],
+        url: Annotated[str | None, typer.Option("--url", metavar="URL", help="A mirror of the files.")] = None,
+    ) -> None:
+        """Fetch a data set's files, checked against their published checksums."""
+        with _one_line_errors(context.obj):
+            from kernelgrowth.datasets import download as fetch
+
+            print(f"Files of {name}: {fetch(name, folder, url=url)}")
+
+    @app.command()
     def figures(context: typer.Context) -> None:
         """List the figures of the paper, and what each costs."""
         with _one_line_errors(context.obj):
