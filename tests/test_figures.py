@@ -35,6 +35,14 @@ def test_figure_1_alignment_is_silent_and_the_network_a_kernel_machine(drawn):
     assert found["alignment_final"] == pytest.approx(found["alignment_theory"], rel=0.2)
 
 
+def test_figure_1d_a_wide_residual_network_becomes_a_kernel_machine(drawn):
+    found = drawn("1d")
+    assert found["loss_ratio"] < 1e-3
+    assert found["growth"] > 100
+    assert found["alignment_final"] > 2 * found["alignment_initial"]
+    assert found["predictor_error_final"] < 0.15 < 0.5 < found["predictor_error_initial"]
+
+
 def test_figure_2_the_metric_turns_before_the_function_moves(drawn):
     found = drawn("2")
     assert found["stretch_0"] < 1.2
@@ -81,6 +89,12 @@ def test_figure_e_deeper_networks_align_further(drawn):
         alignments = [found[f"alignment_{activation}_{depth}"] for depth in depths]
         assert alignments == sorted(alignments)
     assert max(found[f"off_theory_{depth}"] for depth in (2, 3, 4, 5)) < 0.01
+
+
+def test_figure_f_transfer_follows_theory(drawn):
+    found = drawn("F")
+    assert found["off_theory"] < 0.12
+    assert found["gain_1"] > 10 > found["gain_0.75"] > 1.5 > found["gain_0.5"] > 1 > found["gain_0"] > 0.8
 
 
 def test_figure_h_modes_are_learnt_one_after_another(drawn):

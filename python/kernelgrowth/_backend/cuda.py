@@ -16,6 +16,7 @@ __all__ = [
     "block_krylov",
     "check_built",
     "device_of",
+    "first_gpu",
     "gram",
     "gram_workspace",
     "kernel_statistics",
@@ -58,6 +59,16 @@ def device_of(**arrays: Iterable[Any]) -> Any:
 def on(device: Any) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which what is allocated lies on a GPU; None changes nothing."""
     return contextlib.nullcontext() if device is None else device
+
+
+def first_gpu() -> Any:
+    """Return CuPy's current GPU; None where CuPy, the CUDA module or a GPU is missing."""
+    try:
+        cupy = importlib.import_module("cupy")
+        _module()
+        return cupy.cuda.Device() if int(cupy.cuda.runtime.getDeviceCount()) > 0 else None
+    except (ImportError, RuntimeError):
+        return None
 
 
 def available_memory(device: Any) -> int:

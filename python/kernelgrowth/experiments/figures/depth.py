@@ -103,11 +103,12 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _deep_findings(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return alignments at the end, and how far those of linear networks are from theory, relatively."""
     found = {}
-    for row in rows:
-        found[f"alignment_{row['activation']}_{row['depth']}"] = float(row["final_alignment"])
-        if row["activation"] == "linear":
-            wanted = theory.max_alignment(row["depth"], _DIM)
-            found[f"off_theory_{row['depth']}"] = abs(float(row["final_alignment"]) / wanted - 1.0)
+    for activation, depth in dict.fromkeys((row["activation"], row["depth"]) for row in rows):
+        of_kind = [row["final_alignment"] for row in _of_depth(rows, depth) if row["activation"] == activation]
+        found[f"alignment_{activation}_{depth}"] = float(np.mean(of_kind))
+        if activation == "linear":
+            wanted = theory.max_alignment(depth, _DIM)
+            found[f"off_theory_{depth}"] = float(max(abs(value / wanted - 1.0) for value in of_kind))
     return found
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kernelgrowth._backend.arrays import place
+from kernelgrowth._backend.cuda import first_gpu
 from kernelgrowth.datasets import Dataset
 from kernelgrowth.nets import MLP
 from kernelgrowth.tracking import History, NTKTracker
@@ -45,7 +48,7 @@ def followed(
 
 
 def kernel_history(
-    net: MLP,
+    net: Any,
     dataset: Dataset,
     *,
     steps: int,
@@ -55,15 +58,20 @@ def kernel_history(
     loss: str = "mse",
     outputs: str = "full",
     metrics: Sequence[str] = ("kernel_norm", "alignment", "rotation", "trace"),
+    on_gpu: bool = False,
 ) -> History:
-    """Return the kernel's series on the training set, with kernels and predictions on the examples held out."""
-    tracker = NTKTracker(
-        dataset.x, dataset.y, every=every, top_k=1, metrics=metrics, x_test=dataset.x_test, outputs=outputs
-    )
+    """Return the kernel's series on the training set, with kernels and predictions on the examples held out.
+
+    With `on_gpu` the network is trained and followed on a GPU where this machine has one.
+    """
+    gpu = first_gpu() if on_gpu else None
+    x, y = place(dataset.x, gpu), place(dataset.y, gpu)
+    x_test = None if dataset.x_test is None else place(dataset.x_test, gpu)
+    tracker = NTKTracker(x, y, every=every, top_k=1, metrics=metrics, x_test=x_test, outputs=outputs)
     train(
         net,
-        net.init(seed, dataset.x.dtype),
-        (dataset.x, dataset.y),
+        net.init(seed, dataset.x.dtype, device="cpu" if gpu is None else "cuda"),
+        (x, y),
         loss=loss,
         optimizer=optimizer,
         steps=steps,

@@ -21,7 +21,7 @@ from kernelgrowth.training import optim
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURE_1A", "FIGURE_1C"]
+__all__ = ["FIGURE_1A", "FIGURE_1C", "silent_panels"]
 
 _WIDTH = 100
 
@@ -93,43 +93,45 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    row = rows[0]
+def silent_panels(row: Mapping[str, Any]) -> list[Panel]:
+    """Return panels of a run: loss and norm, alignment (and its limit where it is known), predictions held out."""
     time, loss, norm = (np.array(row[name]) for name in ("time", "loss", "kernel_norm"))
     late = time > 0
-    limit = row["alignment_theory"]
+    alignment = [Curve(time[late], np.array(row["alignment"])[late], r"$A(K)$", ALIGNMENT)]
+    if "alignment_theory" in row:
+        limit = row["alignment_theory"]
+        alignment.append(Curve([time[late][0], time[-1]], [limit, limit], r"linear theory  $A_\infty$", kind="theory"))
     ends = [min(row["network"]), max(row["network"])]
-    return panels_figure(
-        [
-            Panel(
-                [
-                    Curve(time[late], loss[late] / loss[0], r"loss  $\mathcal{L}/\mathcal{L}_0$", LOSS),
-                    Curve(time[late], norm[late] / norm[-1], r"norm  $\|K\|/\|K_\infty\|$", NORM),
-                ],
-                xlabel=r"time  $t$",
-                ylabel="normalised",
-                xscale="log",
-            ),
-            Panel(
-                [
-                    Curve(time[late], np.array(row["alignment"])[late], r"$A(K)$", ALIGNMENT),
-                    Curve([time[late][0], time[-1]], [limit, limit], r"linear theory  $A_\infty$", kind="theory"),
-                ],
-                xlabel=r"time  $t$",
-                ylabel=r"alignment  $A(K)$",
-                xscale="log",
-            ),
-            Panel(
-                [
-                    Curve(row["network"], row["initial"], r"$K_0$", INITIAL, "points"),
-                    Curve(row["network"], row["final"], r"$K_\infty$", FINAL, "points"),
-                    Curve(ends, ends, kind="guide"),
-                ],
-                xlabel=r"trained network  $f(x)$",
-                ylabel="kernel regression",
-            ),
-        ]
-    )
+    return [
+        Panel(
+            [
+                Curve(time[late], loss[late] / loss[0], r"loss  $\mathcal{L}/\mathcal{L}_0$", LOSS),
+                Curve(time[late], norm[late] / norm[-1], r"norm  $\|K\|/\|K_\infty\|$", NORM),
+            ],
+            xlabel=r"time  $t$",
+            ylabel="normalised",
+            xscale="log",
+        ),
+        Panel(
+            alignment,
+            xlabel=r"time  $t$",
+            ylabel=r"alignment  $A(K)$",
+            xscale="log",
+        ),
+        Panel(
+            [
+                Curve(row["network"], row["initial"], r"$K_0$", INITIAL, "points"),
+                Curve(row["network"], row["final"], r"$K_\infty$", FINAL, "points"),
+                Curve(ends, ends, kind="guide"),
+            ],
+            xlabel=r"trained network  $f(x)$",
+            ylabel="kernel regression",
+        ),
+    ]
+
+
+def _draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    return panels_figure(silent_panels(rows[0]))
 
 
 FIGURE_1A = PaperFigure(
