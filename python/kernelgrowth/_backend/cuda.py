@@ -245,13 +245,11 @@ def symmetry(matrix: Any) -> dict[str, Any]:
         for begin in range(0, n, _ROWS):
             slab = matrix[begin : begin + _ROWS]
             gaps = cupy.abs(slab - matrix[:, begin : begin + _ROWS].T)
-            place = gaps.argmax()
-            squares = cupy.square(slab.astype(cupy.float64)).sum()
-            rows.append(
-                cupy.stack([cupy.abs(slab).max().astype(cupy.float64), gaps.max().astype(cupy.float64), place, squares])
-            )
-        found = cupy.stack([*rows, cupy.full(4, matrix.diagonal().sum(dtype=cupy.float64))]).get()
-    parts, trace = found[:-1], float(found[-1, 0])
+            numbers = (cupy.abs(slab).max(), gaps.max(), gaps.argmax(), cupy.square(slab.astype(cupy.float64)).sum())
+            rows.append(cupy.stack([number.astype(cupy.float64) for number in numbers]))
+        trace = matrix.diagonal().sum(dtype=cupy.float64)
+        found = cupy.stack([*rows, cupy.stack([trace] * 4)]).get()
+    parts = found[:-1]
     worst = int(parts[:, 1].argmax())
     row, column = divmod(int(parts[worst, 2]), n)
     return {
@@ -260,7 +258,7 @@ def symmetry(matrix: Any) -> dict[str, Any]:
         "row": worst * _ROWS + row,
         "column": column,
         "squared_norm": float(parts[:, 3].sum()),
-        "trace": trace,
+        "trace": float(found[-1, 0]),
         "finite": bool(math.isfinite(float(parts[:, 0].sum()))),
     }
 

@@ -24,15 +24,14 @@ class TwoLayerSolution(NamedTuple):
         ``(|W beta|^2 + |a|^2) / 2``: the kernel between inputs along beta is ``2 q`` times their product.
     r : ndarray of the shape of `t`
         ``a . W beta``: the strength that the network has learnt; the loss along beta is ``(s - r)^2 / 2``.
-    c : ndarray of the shape of `t`
-        ``(q + r) / 2 = |W beta + a|^2 / 4``, the part that grows, along a logistic curve; soon ``q = r = c``.
     """
 
     q: FloatArray
     r: FloatArray
 
     @property
-    def c(self) -> FloatArray:  # noqa: D102
+    def c(self) -> FloatArray:
+        """``(q + r) / 2 = |W beta + a|^2 / 4``, the part that grows, along a logistic curve; soon ``q = r = c``."""
         return 0.5 * (self.q + self.r)
 
 
@@ -72,8 +71,8 @@ def two_layer(s: float, q0: float, t: Any, r0: float = 0.0, *, drag: float = 0.0
     Derivation: ``(W beta)' = (s - r) a`` and ``a' = (s - r) W beta``, so ``q + r = 2 c`` and ``q - r = 2 m`` obey
     ``c' = 2 (s - r) c`` and ``m' = -2 (s - r) m``. While m is of the order of the initial scale squared,
     ``r = c - m`` may be replaced by c, and ``c' = 2 c (s - c)`` is logistic. The rest of W adds ``-W_perp W_perp^T a``
-    to ``a'``, which takes ``mu (1 - c/s) c`` from ``c'``: with ``p^T W_perp`` itself decaying as ``1 - c/s``, the same
-    curve on a clock slower by ``1 - mu / (2 s)``.
+    to ``a'``, which takes ``mu c`` from ``c'`` on the plateau and ``mu (1 - c/s) c`` later, for ``p^T W_perp`` shrinks
+    as c grows: the same curve, on a clock slower by ``1 - mu / (2 s)``.
 
     Valid for whitened inputs and small initial scale. The error relative to s is at most ``0.5 sigma^2`` with the drag
     (1e-6 to 4e-5 at sigma = 0.01); without it of order ``sigma^2 ln(1/sigma)``, the logarithm being the duration of the
