@@ -112,7 +112,7 @@ def test_blocks_must_agree():
         GradientFeatures([good])
     with pytest.raises(ValueError, match="at least one block"):
         GradientFeatures({})
-    with pytest.raises(TypeError, match=r"blocks\['b'\] must be an OuterProduct or Rows, got ndarray"):
+    with pytest.raises(TypeError, match=r"blocks\['b'\] must be an OuterProduct, Embedding or Rows, got ndarray"):
         GradientFeatures({"a": good, "b": ones((4, 2))})
     with pytest.raises(ValueError, match=r"blocks\['b'\] has N = 5, C = 2 but blocks\['a'\] has N = 4, C = 2"):
         GradientFeatures({"a": good, "b": Rows(ones((5, 2, 3)))})

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from kernelgrowth import diagnostics as diagnostics
     from kernelgrowth import experiments as experiments
     from kernelgrowth import gradients as gradients
+    from kernelgrowth import jax as jax
     from kernelgrowth import kernels as kernels
     from kernelgrowth import nets as nets
     from kernelgrowth import report as report
     from kernelgrowth import spectra as spectra
     from kernelgrowth import theory as theory
+    from kernelgrowth import torch as torch
     from kernelgrowth import tracking as tracking
     from kernelgrowth import training as training
     from kernelgrowth._backend.errors import BackendError as BackendError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from kernelgrowth.diagnostics import silent_alignment as silent_alignment
     from kernelgrowth.diagnostics import subspace_overlap as subspace_overlap
     from kernelgrowth.gradients import ChunkedFeatures as ChunkedFeatures
+    from kernelgrowth.gradients import Embedding as Embedding
     from kernelgrowth.gradients import GradientFeatures as GradientFeatures
     from kernelgrowth.gradients import OuterProduct as OuterProduct
     from kernelgrowth.gradients import Rows as Rows
@@ -60,11 +63,13 @@ _ROOMS = (
     "diagnostics",
     "experiments",
     "gradients",
+    "jax",
     "kernels",
     "nets",
     "report",
     "spectra",
     "theory",
+    "torch",
     "tracking",
     "training",
 )
@@ -89,7 +94,7 @@ _HOMES = {
         "silent_alignment",
         "subspace_overlap",
     ),
-    "gradients": ("ChunkedFeatures", "GradientFeatures", "OuterProduct", "Rows"),
+    "gradients": ("ChunkedFeatures", "Embedding", "GradientFeatures", "OuterProduct", "Rows"),
     "kernels": ("NTKOperator", "empirical_ntk"),
     "spectra": ("EigenTracker", "StreamingTopK", "eigsh", "nystrom"),
     "tracking": ("History", "NTKTracker", "load_run"),

@@ -16,6 +16,7 @@ __all__ = [
     "FloatArray",
     "array_namespace",
     "as_array",
+    "as_indices",
     "check_finite",
     "float_dtype",
     "gpu_of",
@@ -111,6 +112,29 @@ def as_array(
     if finite:
         check_finite(name, array)
     return array  # type: ignore[no-any-return]
+
+
+def as_indices(name: str, x: Any, size: int, *, ndim: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Return `x` as int64 numbers in [0, `size`), without a copy where possible, checked by name.
+
+    Raises
+    ------
+    TypeError
+        If `x` holds no integers.
+    BackendError
+        As `as_array` does.
+    ValueError
+        If the number of dimensions is wrong, or a number out of range.
+    """
+    array = x if isinstance(x, np.ndarray) or is_cupy(x) else _import_array(name, x)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    if array.ndim not in ndim:
+        text = " or ".join(str(n) for n in ndim)
+        raise ValueError(f"{name} must have {text} dimension(s), got shape {array.shape}")
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < size:
+        raise ValueError(f"{name} must lie in [0, {size}), got {int(array.min())} to {int(array.max())}")
+    return array.astype(np.int64, copy=False)  # type: ignore[no-any-return]
 
 
 def _import_array(name: str, x: Any) -> Any:

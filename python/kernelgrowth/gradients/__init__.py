@@ -1,13 +1,14 @@
 """Gradient features: structured per-example gradients, and who makes them."""
 
 from kernelgrowth.gradients.chunked import ChunkedFeatures
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct, Rows
+from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct, Rows
 from kernelgrowth.gradients.network import HasGradientFactors, from_net
 from kernelgrowth.gradients.tangents import jvp
 
 __all__ = [
     "Block",
     "ChunkedFeatures",
+    "Embedding",
     "GradientFeatures",
     "HasGradientFactors",
     "OuterProduct",

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array
-from kernelgrowth._backend.checks import check_number
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, as_indices
+from kernelgrowth._backend.checks import check_integer, check_number
 
-__all__ = ["Block", "GradientFeatures", "OuterProduct", "Rows"]
+__all__ = ["Block", "Embedding", "GradientFeatures", "OuterProduct", "Rows"]
 
 
 class OuterProduct:
@@ -66,7 +67,7 @@ class OuterProduct:
     @property
     def num_examples(self) -> int:
         """N."""
-        return int(self.activations.shape[0])
+        return int(self.backprops.shape[0])
 
     @property
     def num_outputs(self) -> int:
@@ -76,17 +77,22 @@ class OuterProduct:
     @property
     def num_positions(self) -> int:
         """T."""
-        return int(self.activations.shape[1])
+        return int(self.backprops.shape[2])
+
+    @property
+    def num_inputs(self) -> int:
+        """d_in."""
+        return int(self.activations.shape[2])
 
     @property
     def num_parameters(self) -> int:
         """Entries of the weight, and of the bias where there is one."""
-        return int(self.backprops.shape[3]) * (int(self.activations.shape[2]) + int(self.bias))
+        return int(self.backprops.shape[3]) * (self.num_inputs + int(self.bias))
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
-        return np.dtype(self.activations.dtype)
+        return np.dtype(self.backprops.dtype)
 
     def examples(self, start: int, stop: int) -> OuterProduct:
         """Return the gradients of examples `start` to `stop`, as views."""
@@ -102,7 +108,7 @@ class OuterProduct:
         )
 
 
-def _with_outputs_and_positions(d: FloatArray, activations: FloatArray) -> FloatArray:
+def _with_outputs_and_positions(d: FloatArray, activations: npt.NDArray[Any]) -> FloatArray:
     n, t, _ = activations.shape
     if d.shape[0] != n:
         raise ValueError(f"backprops must have the {n} examples of activations, got shape {d.shape}")
@@ -131,6 +137,100 @@ def _check_scale(scale: Any, dtype: np.dtype[Any]) -> float:
     if number > float(limits.max) or 0.0 < number < float(limits.smallest_subnormal):
         raise ValueError(f"scale must be a number that {dtype} can hold, got {number:g}")
     return number
+
+
+class Embedding(OuterProduct):
+    """The gradients of an embedding, `∂f_c(x_n)/∂W[v] = sqrt(scale) Σ_{t: indices_nt = v} δ_nct`.
+
+    It is the `OuterProduct` of inputs that are 1 at the index and 0 elsewhere, so its weight counts as (d, V), the
+    transpose of a table of V rows. These inputs are never formed: a kernel is computed from the indices that occur.
+
+    Parameters
+    ----------
+    indices : array_like of int, shape (N,) or (N, T)
+        The row that is looked up at each of T positions.
+    backprops : array_like, shape (N, d), (N, C, d), (N, T, d) or (N, C, T, d)
+        Derivatives of the C outputs with respect to what was looked up, d numbers, as in `OuterProduct`.
+    num_embeddings : int
+        V, the rows of the table.
+    scale : float
+        Weight of the block in the kernel, at least 0.
+    check_finite : bool
+        Whether non-finite values are refused.
+
+    Attributes
+    ----------
+    indices : ndarray of int64, shape (N, T)
+    backprops : ndarray, shape (N, C, T, d)
+    num_embeddings, scale
+        As given.
+
+    Raises
+    ------
+    TypeError
+        If `indices` are no integers, `backprops` not float32 or float64, or they belong to different array libraries.
+    ValueError
+        If an index is not in [0, V), shapes disagree, a dimension is empty, or a value is not finite.
+
+    Notes
+    -----
+    A kernel takes `N T U` numbers more while it is computed, for U different indices in the probe set (in both, where
+    there are two). Of features in chunks the indices of two chunks count, so its last bits depend on the chunks.
+    """
+
+    def __init__(
+        self,
+        indices: Any,
+        backprops: Any,
+        *,
+        num_embeddings: int,
+        scale: float = 1.0,
+        check_finite: bool = True,
+    ) -> None:
+        self.num_embeddings = check_integer("num_embeddings", num_embeddings, minimum=1)
+        found = as_indices("indices", indices, self.num_embeddings, ndim=(1, 2))
+        self.indices = found[:, None] if found.ndim == 1 else found
+        self.source = backprops
+        d = as_array("backprops", backprops, ndim=(2, 3, 4), finite=check_finite)
+        array_namespace(found, d)
+        for name, array in (("indices", found), ("backprops", d)):
+            if 0 in array.shape:
+                raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+        self.backprops = _with_outputs_and_positions(d, self.indices[:, :, None])
+        self.bias = False
+        self.scale = _check_scale(scale, d.dtype)
+
+    @property
+    def activations(self) -> FloatArray:  # type: ignore[override]
+        """What it is the outer product with, (N, T, V): made when asked for, and large."""
+        return self._inputs(array_namespace(self.indices).arange(self.num_embeddings))
+
+    @property
+    def num_inputs(self) -> int:
+        """V."""
+        return self.num_embeddings
+
+    def among(self, known: npt.NDArray[np.int64]) -> OuterProduct:
+        """Return the gradients of some rows of the table alone."""
+        part = OuterProduct(self._inputs(known), self.backprops, scale=self.scale, check_finite=False)
+        part.source = self.source
+        return part
+
+    def _inputs(self, known: npt.NDArray[np.int64]) -> FloatArray:
+        return (self.indices[:, :, None] == known).astype(self.dtype)  # type: ignore[no-any-return]
+
+    def examples(self, start: int, stop: int) -> Embedding:
+        """Return the gradients of examples `start` to `stop`, as views."""
+        part = copy.copy(self)
+        part.indices, part.backprops = self.indices[start:stop], self.backprops[start:stop]
+        return part
+
+    def __repr__(self) -> str:
+        n, t = self.indices.shape
+        return (
+            f"Embedding(N={n}, C={self.num_outputs}, T={t}, num_embeddings={self.num_embeddings}, "
+            f"d={self.backprops.shape[3]}, scale={self.scale:g}, {self.dtype})"
+        )
 
 
 class Rows:
@@ -205,7 +305,7 @@ class GradientFeatures(Mapping[str, Block]):
 
     Parameters
     ----------
-    blocks : mapping of str to OuterProduct or Rows
+    blocks : mapping of str to OuterProduct, Embedding or Rows
         At least one, all for the same N examples and C outputs, of one dtype and array library.
     predictions : array_like, shape (N, C), optional
         The outputs f(x) at which the gradients were taken, carried along.
@@ -226,7 +326,9 @@ class GradientFeatures(Mapping[str, Block]):
         first_name, first = next(iter(blocks.items()))
         for name, block in blocks.items():
             if not isinstance(block, OuterProduct | Rows):
-                raise TypeError(f"blocks[{name!r}] must be an OuterProduct or Rows, got {type(block).__name__}")
+                raise TypeError(
+                    f"blocks[{name!r}] must be an OuterProduct, Embedding or Rows, got {type(block).__name__}"
+                )
             if block.dtype != first.dtype:
                 raise TypeError(
                     f"blocks[{name!r}] is {block.dtype} but blocks[{first_name!r}] is {first.dtype}: "
@@ -237,7 +339,7 @@ class GradientFeatures(Mapping[str, Block]):
                     f"blocks[{name!r}] has N = {block.num_examples}, C = {block.num_outputs} but "
                     f"blocks[{first_name!r}] has N = {first.num_examples}, C = {first.num_outputs}"
                 )
-        array_namespace(*(b.rows if isinstance(b, Rows) else b.activations for b in blocks.values()))
+        array_namespace(*(b.rows if isinstance(b, Rows) else b.backprops for b in blocks.values()))
         self.blocks: dict[str, Block] = dict(blocks)
         self.predictions: FloatArray | None = None
         if predictions is not None:

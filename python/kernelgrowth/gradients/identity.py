@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray
-from kernelgrowth.gradients.features import GradientFeatures, OuterProduct
+from kernelgrowth.gradients.features import Embedding, GradientFeatures, OuterProduct
 
 __all__ = ["array_checksum", "arrays_of", "checksum", "layout"]
 
@@ -17,7 +17,10 @@ def arrays_of(feats: GradientFeatures) -> list[FloatArray]:
     """Return all arrays of all blocks, in order."""
     arrays: list[FloatArray] = []
     for block in feats.values():
-        arrays += [block.activations, block.backprops] if isinstance(block, OuterProduct) else [block.rows]
+        if isinstance(block, Embedding):
+            arrays += [block.backprops, block.indices]  # type: ignore[list-item]
+        else:
+            arrays += [block.activations, block.backprops] if isinstance(block, OuterProduct) else [block.rows]
     return arrays
 
 
@@ -26,8 +29,8 @@ def layout(feats: GradientFeatures) -> list[list[Any]]:
     described: list[list[Any]] = []
     for name, block in feats.items():
         if isinstance(block, OuterProduct):
-            shape = [*block.backprops.shape[1:], block.activations.shape[2]]
-            described.append([name, "OuterProduct", *shape, block.bias, block.scale, str(block.dtype)])
+            shape = [*block.backprops.shape[1:], block.num_inputs]
+            described.append([name, type(block).__name__, *shape, block.bias, block.scale, str(block.dtype)])
         else:
             described.append([name, "Rows", *block.rows.shape[1:], block.scale, str(block.dtype)])
     return described

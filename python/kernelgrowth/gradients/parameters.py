@@ -47,4 +47,4 @@ def _shapes(block: Block) -> list[tuple[int, ...]]:
     if not isinstance(block, OuterProduct):
         return [(block.num_parameters,)]
     d_out = int(block.backprops.shape[3])
-    return [(d_out, int(block.activations.shape[2]))] + ([(d_out,)] if block.bias else [])
+    return [(d_out, block.num_inputs)] + ([(d_out,)] if block.bias else [])

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernelgrowth._backend import cuda
 from kernelgrowth._backend.arrays import array_namespace, like
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.gradients.parameters import parameter_arrays
 
@@ -63,6 +63,8 @@ def jvp(feats: GradientFeatures, tangent: Mapping[str, Any]) -> Any:
 
 
 def _example_bytes(block: Block) -> int:
+    if isinstance(block, Embedding):
+        return 8 * block.num_positions * (block.num_outputs + 1) * int(block.backprops.shape[3])
     if not isinstance(block, OuterProduct):
         return 8 * block.num_outputs * block.num_parameters
     t, d_in = block.activations.shape[1:]
@@ -72,7 +74,10 @@ def _example_bytes(block: Block) -> int:
 def _product(block: Block, directions: list[Any]) -> Any:
     if not isinstance(block, OuterProduct):
         return block.rows.astype(np.float64) @ directions[0]
-    changes = block.activations.astype(np.float64) @ directions[0].T
+    if isinstance(block, Embedding):
+        changes = directions[0].T[block.indices]
+    else:
+        changes = block.activations.astype(np.float64) @ directions[0].T
     if block.bias:
         changes += directions[1]
     n, c = block.backprops.shape[:2]

@@ -107,7 +107,7 @@ def check_pair(feats: Any, feats2: Any) -> None:
 
 def _signature(block: Block) -> tuple[Any, ...]:
     if isinstance(block, OuterProduct):
-        return ("outer", block.activations.shape[2], block.backprops.shape[3], block.bias, block.scale)
+        return (type(block).__name__, block.num_inputs, block.backprops.shape[3], block.bias, block.scale)
     return ("rows", block.num_parameters, block.scale)
 
 

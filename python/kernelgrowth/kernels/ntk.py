@@ -15,6 +15,7 @@ from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.errors import BackendError
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.chunked import ChunkedFeatures
+from kernelgrowth.gradients.embeddings import without_embeddings
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.evaluate import check_range, evaluate
@@ -146,6 +147,9 @@ def empirical_ntk(
     if device is not None and out is not None:
         raise BackendError("out cannot be given with features on a GPU, whose kernel is a new array there")
     limit = resolve_memory_limit(memory_limit, None if device is None else lambda: cuda.available_memory(device))
+    if not isinstance(feats, ChunkedFeatures) and not isinstance(feats2, ChunkedFeatures):
+        feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, limit)
+        limit -= used
     threads = native.num_threads(num_threads)
     multiplied = _check_precision(precision, feats.dtype, gpus[0] if gpus else device)
     if (

@@ -15,6 +15,7 @@ from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, 
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import resolve_memory_limit
+from kernelgrowth.gradients.embeddings import without_embeddings
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.diagonal import diagonal
@@ -102,10 +103,12 @@ class NTKOperator:
         self.device: Any = device_of(feats, feats2)
         gpu = self.device
         self._precision = "" if gpu is None else cuda.resolve_precision(str(feats.dtype), gpu)
+        self._limit = resolve_memory_limit(memory_limit, None if gpu is None else lambda: cuda.available_memory(gpu))
+        feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, self._limit)
+        self._limit -= used
         with cuda.on(gpu):
             self._roots = check_preconditioner(feats, preconditioner)
         self._weights = {name: _arrays(preconditioner[name]) for name in feats} if preconditioner is not None else {}
-        self._limit = resolve_memory_limit(memory_limit, None if gpu is None else lambda: cuda.available_memory(gpu))
         self._example = arrays_of(feats)[0]
         self._feats, self._feats2, self._outputs = feats, feats2, outputs
         self._preconditioner = preconditioner

@@ -13,10 +13,10 @@ from typing import Any
 from kernelgrowth._backend import cuda
 from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth._backend.checks import check_integer
-from kernelgrowth._backend.errors import MemoryLimitError
+from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.gpu_workers import Worker, current, gpus_numbered, half_bytes, unwritten
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct, Rows
+from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct, Rows
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import Preconditioner, Problem
@@ -193,6 +193,10 @@ def _moved(feats: GradientFeatures, move: Callable[[FloatArray], Any]) -> Gradie
     """Return the same gradients in arrays that `move` makes of those at hand."""
     blocks: dict[str, Block] = {}
     for name, block in feats.items():
+        if isinstance(block, Embedding):
+            raise BackendError(
+                f"ChunkedFeatures with the embedding {name!r} have no kernel on devices: compute it on the CPU"
+            )
         if isinstance(block, OuterProduct):
             a, d = move(block.activations), move(block.backprops)
             blocks[name] = OuterProduct(a, d, bias=block.bias, scale=block.scale, check_finite=False)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy, to_numpy
 from kernelgrowth._backend.errors import BackendError
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.embeddings import without_embeddings
+from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.diagonal import diagonal
 
 __all__ = ["GradientRows", "gradient_rows"]
@@ -87,7 +89,7 @@ class _MatrixRows:
 
 class _FeatureRows:
     def __init__(self, name: str, feats: GradientFeatures) -> None:
-        if any(is_cupy(b.activations if isinstance(b, OuterProduct) else b.rows) for b in feats.blocks.values()):
+        if any(is_cupy(array) for array in arrays_of(feats)):
             raise BackendError(f"{name} holds CuPy arrays: their gradients are written out on the CPU only")
         self._feats = feats
         self.num_rows = feats.num_examples * feats.num_outputs
@@ -99,7 +101,8 @@ class _FeatureRows:
         self.step_bytes = max(_STEP_BYTES, row_bytes)
 
     def squared_norms(self, memory_limit: int) -> Float64Array:
-        return diagonal(self._feats, "full", {}, memory_limit)
+        feats, _, _, used = without_embeddings(self._feats, None, None, memory_limit)
+        return diagonal(feats, "full", {}, memory_limit - used)
 
     def write(self, start: int, out: Float64Array) -> None:
         for begin in range(0, len(out), self._step):
@@ -116,7 +119,7 @@ def _row_bytes(block: Block) -> int:
     """Return what the temporaries of one row of this block take in float64."""
     if not isinstance(block, OuterProduct):
         return 16 * block.num_parameters
-    _, t, d_in = block.activations.shape
+    t, d_in = block.num_positions, block.num_inputs
     return 8 * (block.num_parameters + 2 * int(t) * (int(d_in) + 2 * int(block.backprops.shape[3])))
 
 
@@ -127,8 +130,13 @@ def _write_block(
     if not isinstance(block, OuterProduct):
         np.multiply(block.rows[examples, outputs], root, out=columns, dtype=np.float64)
         return
-    a = block.activations[examples].astype(np.float64)
     d = block.backprops[examples, outputs].astype(np.float64) * root
+    if isinstance(block, Embedding):
+        columns[...] = 0.0
+        table = columns.reshape(len(columns), d.shape[2], block.num_embeddings)
+        np.add.at(table.transpose(0, 2, 1), (np.arange(len(d))[:, None], block.indices[examples]), d)
+        return
+    a = block.activations[examples].astype(np.float64)
     weight = d.transpose(0, 2, 1) @ a
     size = weight.shape[1] * weight.shape[2]
     columns[:, :size] = weight.reshape(len(weight), size)
