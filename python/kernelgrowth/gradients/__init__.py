@@ -2,7 +2,7 @@
 
 from kernelgrowth.gradients.chunked import ChunkedFeatures
 from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct, Rows
-from kernelgrowth.gradients.network import HasGradientFactors, from_net
+from kernelgrowth.gradients.network import HasGradientFactors, HasGradientFeatures, from_net
 from kernelgrowth.gradients.tangents import jvp
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Embedding",
     "GradientFeatures",
     "HasGradientFactors",
+    "HasGradientFeatures",
     "OuterProduct",
     "Rows",
     "from_net",

@@ -1,4 +1,4 @@
-"""Gradient features of the library's own networks, which are known here only by what they offer."""
+"""Gradient features of networks, which are known here only by what they offer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from kernelgrowth.gradients.features import GradientFeatures, OuterProduct
 
-__all__ = ["HasGradientFactors", "from_net"]
+__all__ = ["HasGradientFactors", "HasGradientFeatures", "from_net"]
 
 
 class _Factors(Protocol):
@@ -38,15 +38,27 @@ class HasGradientFactors(Protocol):
         """
 
 
+class HasGradientFeatures(Protocol):
+    """Whatever makes its gradient features itself, such as a module of another library.
+
+    A method ``preconditioner(feats)``, where there is one, returns η by block for the kernel J diag(η) Jᵀ that is to be
+    followed in place of J Jᵀ.
+    """
+
+    def gradient_features(self, params: Any, x: Any, *, check_finite: bool) -> GradientFeatures:
+        """Return the features at the examples `x`."""
+
+
 def from_net(
-    net: HasGradientFactors, params: Mapping[str, Any], x: Any, *, check_finite: bool = True
+    net: HasGradientFactors | HasGradientFeatures, params: Any, x: Any, *, check_finite: bool = True
 ) -> GradientFeatures:
     """Return the gradients of every output of `net` with respect to every parameter, at the examples `x`.
 
     Parameters
     ----------
     net : object with `gradient_factors(params, x)`
-        Any network of `kernelgrowth.nets`.
+        Any network of `kernelgrowth.nets`; or an object with `gradient_features(params, x, check_finite=...)`, which is
+        asked for them.
     params : mapping of str to array
         Its parameters.
     x : array_like, shape (N, ...)
@@ -64,6 +76,8 @@ def from_net(
     ValueError
         If a factor is not finite.
     """
+    if not hasattr(net, "gradient_factors"):
+        return net.gradient_features(params, x, check_finite=check_finite)
     factors: _NetworkFactors = net.gradient_factors(params, x)
     unproved = check_finite and not getattr(factors, "finite", False)
     blocks = {

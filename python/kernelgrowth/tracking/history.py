@@ -63,6 +63,12 @@ class History(Mapping[str, npt.NDArray[Any]]):
         """Everything known of the run as a whole, as ``run.json`` holds it."""
         return dict(self._info)
 
+    def newest(self) -> dict[str, Any]:
+        """Return what was recorded of the newest tracked step, numbers and lists by name."""
+        if not self._records:
+            raise KeyError("no step is recorded yet")
+        return dict(self._records[-1])
+
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name == _DISTANCE:
             return self._distance_to_final()

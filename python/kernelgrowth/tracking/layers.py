@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -33,10 +33,14 @@ class LayerKernels:
         self._outputs = outputs
         self._products: dict[bool, FloatArray] = {}
 
-    def of(self, features: GradientFeatures) -> Iterator[tuple[str, FloatArray]]:
-        """Yield each layer's name and its kernel (n, n), which nobody else holds."""
+    def of(
+        self, features: GradientFeatures, preconditioner: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[str, FloatArray]]:
+        """Yield each layer's name and its kernel (n, n), J J^T or J diag(η) J^T, which nobody else holds."""
         for name, block in features.items():
-            if self._sees_inputs(block):
+            if preconditioner is not None:
+                yield name, self._gram(name, block, {name: preconditioner[name]})
+            elif self._sees_inputs(block):
                 yield name, self._of_inputs(name, block)
             else:
                 yield name, self._gram(name, block)
@@ -59,8 +63,9 @@ class LayerKernels:
             kernel *= self._products[block.bias]
         return kernel
 
-    def _gram(self, name: str, block: Any) -> FloatArray:
-        operator = NTKOperator(GradientFeatures({name: block}), outputs=self._outputs, check_finite=False)
+    def _gram(self, name: str, block: Any, preconditioner: Mapping[str, Any] | None = None) -> FloatArray:
+        features = GradientFeatures({name: block})
+        operator = NTKOperator(features, outputs=self._outputs, preconditioner=preconditioner, check_finite=False)
         kernel = operator.gram()
         # The operator that keeps it is gone, and another array of that size would cost half of a pass over it.
         if not is_cupy(kernel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -35,11 +35,14 @@ class Reading(NamedTuple):
     reference : Reference
         What to remember of it.
     features : GradientFeatures
+    preconditioner : mapping or None
+        η of the kernel J diag(η) Jᵀ that was measured.
     """
 
     values: dict[str, Any]
     reference: Reference
     features: GradientFeatures
+    preconditioner: Mapping[str, Any] | None
 
 
 class ProbeMeter:
@@ -77,6 +80,7 @@ class ProbeMeter:
         probe, layers = self._part(size)
         # What is not finite is recorded as such.
         features = from_net(net, params, probe.x, check_finite=False)
+        preconditioner = net.preconditioner(features) if hasattr(net, "preconditioner") else None
         targets = target_matrix(probe.y, features.num_outputs)
         losses = self._losses(features, targets, probe.y, loss_function)
         values, now = measure(
@@ -90,8 +94,9 @@ class ProbeMeter:
             first=self._first_on(size),
             layers=layers,
             subsamples=self._subsamples,
+            preconditioner=preconditioner,
         )
-        return Reading(losses | values, now, features)
+        return Reading(losses | values, now, features, preconditioner)
 
     def remember(self, now: Reference) -> None:
         """Compare the next measurement with this one."""
@@ -110,7 +115,10 @@ class ProbeMeter:
             # One subsample at a time: the next one is smaller, or the last step's whole probe set.
             self._parts = {at: part for at, part in self._parts.items() if at == len(self._probe.x)}
             probe = self._probe if whole else self._probe.part(self._subsamples.examples(size))
-            self._parts[size] = probe, LayerKernels(probe.x, self._settings.outputs)
+            self._parts[size] = (
+                probe,
+                LayerKernels(probe.x if hasattr(probe.x, "ndim") else None, self._settings.outputs),
+            )
         return self._parts[size]
 
     def _losses(

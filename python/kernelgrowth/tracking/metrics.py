@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,7 @@ def measure(
     first: Reference | None = None,
     layers: LayerKernels | None = None,
     subsamples: Subsamples | None = None,
+    preconditioner: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """Measure the kernel of `features`, where they live; what later steps are compared with lies on the host.
 
@@ -102,6 +103,8 @@ def measure(
         What is remembered of these examples.
     subsamples : Subsamples, optional
         Of the probe set, which `features` are on all of unless given.
+    preconditioner : mapping, optional
+        η by block: the kernel measured is then J diag(η) Jᵀ.
 
     Returns
     -------
@@ -114,9 +117,10 @@ def measure(
     # A kernel on its way to infinity is recorded as far as it has numbers; the trainer says when the loss has none.
     if "layers" in names:
         layers = LayerKernels(None, outputs) if layers is None else layers
-        kernel, by_layer = _sum_of_layers(layers.of(features), targets, columns, subsamples)
+        kernel, by_layer = _sum_of_layers(layers.of(features, preconditioner), targets, columns, subsamples)
     else:
-        kernel, by_layer = NTKOperator(features, outputs=outputs, check_finite=False).gram(), {}
+        operator = NTKOperator(features, outputs=outputs, preconditioner=preconditioner, check_finite=False)
+        kernel, by_layer = operator.gram(), {}
     values, pairs = _values_of_kernel(kernel, targets, columns, names, top_k, previous)
     if subsamples.order is not None:
         values |= _estimates(values, to_numpy(kernel), targets, columns, subsamples.num_examples)
@@ -128,9 +132,15 @@ def measure(
     return Measurement(recorded | by_layer, now)
 
 
-def cross_kernel(test_features: GradientFeatures, features: GradientFeatures, outputs: str) -> FloatArray:
+def cross_kernel(
+    test_features: GradientFeatures,
+    features: GradientFeatures,
+    outputs: str,
+    preconditioner: Mapping[str, Any] | None = None,
+) -> FloatArray:
     """Return K(x_test, x_probe) as a matrix with the rows and columns that `measure` gives the kernel."""
-    return to_numpy(NTKOperator(test_features, features, outputs=outputs, check_finite=False).gram())
+    operator = NTKOperator(test_features, features, outputs=outputs, preconditioner=preconditioner, check_finite=False)
+    return to_numpy(operator.gram())
 
 
 def _sum_of_layers(

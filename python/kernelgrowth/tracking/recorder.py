@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,21 @@ class Recorder:
             if step not in index or not retained(index[step], count, capacity):
                 self.store.drop_kernel(step)
 
-    def save_end(self, name: str, step: int, net: Any, params: Any, features: GradientFeatures) -> None:
+    def save_end(
+        self,
+        name: str,
+        step: int,
+        net: Any,
+        params: Any,
+        features: GradientFeatures,
+        preconditioner: Mapping[str, Any] | None,
+    ) -> None:
         """Keep predictions and K(x_test, x_probe) as those of the "first" or the "last" tracked step."""
         arrays: dict[str, Any] = {"step": np.int64(step), "predictions": to_numpy(features.predictions)}
         if self._probe.x_test is not None:
             test = from_net(net, params, self._probe.x_test, check_finite=False)
             arrays["test_predictions"] = to_numpy(test.predictions)
-            arrays["test_kernel"] = cross_kernel(test, features, self._settings.outputs)
+            arrays["test_kernel"] = cross_kernel(test, features, self._settings.outputs, preconditioner)
         self.store.save_arrays(name, arrays)
 
     def finish(self, status: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,20 @@ class Settings:
         )
 
 
+@runtime_checkable
+class Examples(Protocol):
+    """Examples of a network that takes something else than one floating array."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, examples: Any) -> Any:
+        """Return those numbered by an integer array."""
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """Return all that tells them from others."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """The examples a kernel is followed on, N of them, and those held out for K(x_test, x_probe)."""
@@ -68,11 +82,13 @@ class Probe:
         """Return the probe set, or raise `ValueError` or `TypeError` naming the array that is not usable."""
         x = _inputs("x_probe", x_probe)
         y = check_probe_targets(y_probe, len(x))
-        if y.dtype.kind == "f":
+        if y.dtype.kind == "f" and hasattr(x, "dtype"):
             float_dtype(x_probe=x, y_probe=y)
         if x_test is None:
             return cls(x, y, None)
         test = _inputs("x_test", x_test)
+        if not hasattr(x, "dtype"):
+            return cls(x, y, test)
         float_dtype(x_probe=x, x_test=test)
         if test.shape[1:] != x.shape[1:]:
             raise ValueError(f"x_test must have examples of shape {x.shape[1:]} like x_probe, got {test.shape[1:]}")
@@ -80,23 +96,27 @@ class Probe:
 
     def part(self, examples: npt.NDArray[np.int64]) -> Probe:
         """Return these examples, without those held out."""
-        x, y = (array[array_namespace(array).asarray(examples)] for array in (self.x, self.y))
+        y = self.y[array_namespace(self.y).asarray(examples)]
+        x = self.x[array_namespace(self.x).asarray(examples)]
         return Probe(x, y, None)
 
     def fingerprint(self) -> str:
         """SHA-256 of shapes, dtypes and values: equal for equal probe sets only."""
         digest = hashlib.sha256()
-        for array in (self.x, self.y, self.x_test):
-            if array is None:
+        for part in (self.x, self.y, self.x_test):
+            if part is None:
                 digest.update(b"none")
                 continue
-            values = np.ascontiguousarray(to_numpy(array))
-            digest.update(f"{values.dtype.str}{values.shape}".encode())
-            digest.update(values.data if values.size else b"")
+            for array in [part] if hasattr(part, "dtype") else part.arrays():
+                values = np.ascontiguousarray(to_numpy(array))
+                digest.update(f"{values.dtype.str}{values.shape}".encode())
+                digest.update(values.data if values.size else b"")
         return digest.hexdigest()
 
 
 def _inputs(name: str, x: Any) -> Any:
+    if isinstance(x, Examples):
+        return x
     array = as_array(name, x)
     if array.ndim < 2:
         raise ValueError(f"{name} must be examples (N, ...) with at least 2 dimensions, got shape {array.shape}")

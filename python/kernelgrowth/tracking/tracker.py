@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from kernelgrowth._backend.arrays import to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer
@@ -204,7 +204,7 @@ class NTKTracker:
         step: int,
         time: float | None = None,
         loss: float | LossFunction = math.nan,
-        train_loss: float = math.nan,
+        train_loss: SupportsFloat = math.nan,
         last: bool = False,
     ) -> bool:
         """Track a step of a training loop of your own, if it is the first, due, or said to be the last.
@@ -222,7 +222,7 @@ class NTKTracker:
         loss : float or callable
             Loss on the probe set, or a function of outputs (N, C) and `y_probe` that returns it.
         train_loss : float
-            Loss on the training data.
+            Loss on the training data; read only where the step is tracked.
         last : bool
             Whether training ends here.
 
@@ -360,17 +360,17 @@ class NTKTracker:
     ) -> None:
         start = time.perf_counter()
         recorder = self._running
-        values, reference, features = self._meter.measure(net, params, step, size, loss_function)
+        values, reference, features, preconditioner = self._meter.measure(net, params, step, size, loss_function)
         if not recorder.records:
             recorder.describe(reference.kernel, features)
-            recorder.save_end("first", step, net, params, features)
+            recorder.save_end("first", step, net, params, features, preconditioner)
         recorder.store.save_kernel(step, reference.kernel)
         loss = values.pop("loss")
         record: Record = {"step": step, "time": float(now), "loss": loss, "train_loss": float(train_loss)}
         recorder.append(record | values | {"seconds": time.perf_counter() - start})
         self._meter.remember(reference)
         if last:
-            recorder.save_end("last", step, net, params, features)
+            recorder.save_end("last", step, net, params, features, preconditioner)
         self._overhead.note(size, time.perf_counter() - start)
 
     def _save_last(self) -> None:
@@ -380,6 +380,7 @@ class NTKTracker:
             step, net, params = self._network
             start = time.perf_counter()
             features = from_net(net, params, self._probe.x, check_finite=False)
-            self._running.save_end("last", step, net, params, features)
+            preconditioner = net.preconditioner(features) if hasattr(net, "preconditioner") else None
+            self._running.save_end("last", step, net, params, features, preconditioner)
             self._overhead.seconds += time.perf_counter() - start
             self._network = None
