@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["BasicBlock", "CharTransformer", "resnet18"]
+__all__ = ["BasicBlock", "CharTransformer", "cnn", "mlp", "resnet18"]
 
 
 class BasicBlock(nn.Module):
@@ -67,3 +68,26 @@ class CharTransformer(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(length, dtype=self.positions.dtype)
         h = self.encoder(self.embedding(ids) + self.positions[:length], mask=mask, is_causal=True)
         return functional.linear(self.norm(h[:, -1]), self.embedding.weight[: self.outputs])
+
+
+def mlp(*widths: int) -> nn.Module:
+    """Return a ReLU network of dense layers without biases."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn(outputs: int) -> nn.Module:
+    """Return a convolutional network for 3 x 32 x 32 images: 32, 64 / 2, 64 / 2, average pool, dense."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, outputs),
+    )

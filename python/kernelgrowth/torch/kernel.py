@@ -63,9 +63,11 @@ def empirical_ntk(
     limit = resolve_memory_limit(memory_limit)
     options: dict[str, Any] = {"outputs": outputs, "parameters": parameters, "output": output}
     share = limit * 2 // 3 // (1 if x2 is None else 2)
+    groups = parameter_groups(module, x, **options, memory=share)
     total = None
-    for group in parameter_groups(module, x, **options, memory=share):
-        options["parameters"] = group
+    for group in groups:
+        if len(groups) > 1:
+            options["parameters"] = group
         sweep = {**options, "batch_size": batch_size, "memory_limit": limit, "verify": verify}
         feats = gradient_features(module, x, **sweep)
         feats2 = None if x2 is None else gradient_features(module, x2, **sweep)

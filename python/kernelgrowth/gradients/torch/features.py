@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +19,16 @@ from kernelgrowth.gradients.torch.module import Forward, Inputs, check_module, t
 from kernelgrowth.gradients.torch.per_example import fill_per_example
 from kernelgrowth.gradients.torch.recipe import LookupRecipe, OuterRecipe, Recipe, RowsRecipe
 from kernelgrowth.gradients.torch.storage import storage_of
-from kernelgrowth.gradients.torch.structure import OtherOperations, Structure, find_structure
+from kernelgrowth.gradients.torch.structure import NotVanishing, OtherOperations, Structure, find_structure
 from kernelgrowth.gradients.torch.verify import verify_features
 
 __all__ = ["ModuleFeatures", "gradient_features", "parameter_groups"]
 
 OUTPUTS = ("full", "trace", "mean_trace", "diagonal", "sum_logits")
-_CHUNK_BYTES = 2**28
-# What was found out about a module: by the choice of outputs and parameters, and the shapes of its inputs.
-_known: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Structure]] = weakref.WeakKeyDictionary()
+# What fits into caches is swept faster, few examples at a time slower: at least so many, unless they are huge.
+_CHUNK_BYTES = 2**26
+_FEWEST = 8
+_MOST_BYTES = 2**30
 
 
 class ModuleFeatures(GradientFeatures):
@@ -110,7 +113,8 @@ def gradient_features(
         "sum_logits" takes the gradient of Σ_c f_c alone, in one backward sweep, as if the network had one output; for
         all others all C are taken.
     batch_size : int, optional
-        Examples in a sweep; by default as many as keep the activations of a forward pass below 256 MiB.
+        Examples in a sweep; by default as many as keep what a sweep takes at 64 MiB, but eight unless these take more
+        than a gibibyte.
     parameters : sequence of str, or callable, optional
         Names of parameters or of parts of the module, or a function of name and tensor that says which ones to take;
         by default all. Frozen ones (``requires_grad`` false) are never taken.
@@ -162,25 +166,43 @@ def gradient_features(
     forward, inputs, tracked = _checked(module, x, outputs, parameters, output)
     module = forward.module
     with forward.left_as_found():
-        known = _known.setdefault(module, {})
-        key = (outputs == "sum_logits", *inputs.signature, *tracked)
-        before = known.pop(key, None)
-        structure = find_structure(forward, inputs, tracked) if before is None else before
-        forward.plain_recurrence = structure.plain_recurrence
-        _check_memory(structure, inputs.num_examples, limit)
+        found = _look_at(forward, inputs, tracked)
         try:
-            feats = _features(forward, inputs, tracked, structure, batch_size, check_finite)
-        except OtherOperations:
-            if before is None:
-                raise
-            before, structure = None, find_structure(forward, inputs, tracked)
-            _check_memory(structure, inputs.num_examples, limit)
-            feats = _features(forward, inputs, tracked, structure, batch_size, check_finite)
-        if verify == "always" or (verify == "sample" and before is None):
+            feats = _features(forward, inputs, tracked, found.structure, batch_size, limit, check_finite)
+        except OtherOperations as change:
+            found = _look_at(forward, inputs, tracked, again=True, thin=not isinstance(change, NotVanishing))
+            feats = _features(forward, inputs, tracked, found.structure, batch_size, limit, check_finite)
+        if verify == "always" or (verify == "sample" and not found.verified):
             verify_features(feats, forward, inputs, tracked)
-        if structure.lasting and (verify != "never" or before is not None):
-            known[key] = structure
+            found.verified = True
     return feats
+
+
+@dataclass
+class _Found:
+    """What was found out about a module, and whether features were compared with autograd's gradients."""
+
+    structure: Structure
+    verified: bool = False
+
+
+# By the choice of outputs and parameters, and the shapes of inputs.
+_known: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], _Found]] = weakref.WeakKeyDictionary()
+
+
+def _look_at(
+    forward: Forward, inputs: Inputs, tracked: Mapping[str, Any], *, again: bool = False, thin: bool = True
+) -> _Found:
+    known = _known.setdefault(forward.module, {})
+    key = (forward.total, *inputs.signature, *tracked)
+    found = None if again else known.get(key)
+    if found is None:
+        found = _Found(find_structure(forward, inputs, tracked, thin=thin))
+        known.pop(key, None)
+        if found.structure.lasting:
+            known[key] = found
+    forward.plain_recurrence = found.structure.plain_recurrence
+    return found
 
 
 def parameter_groups(
@@ -199,7 +221,7 @@ def parameter_groups(
     """
     forward, inputs, tracked = _checked(module, x, outputs, parameters, output)
     with forward.left_as_found():
-        structure = find_structure(forward, inputs, tracked)
+        structure = _look_at(forward, inputs, tracked).structure
     itemsize = next(iter(tracked.values())).element_size()
     groups: list[list[str]] = []
     left = 0
@@ -243,11 +265,13 @@ def _features(
     tracked: Mapping[str, Any],
     structure: Structure,
     batch_size: int | None,
+    limit: int,
     check_finite: bool,
 ) -> ModuleFeatures:
+    _check_memory(structure, inputs.num_examples, limit)
     n, c = inputs.num_examples, structure.num_outputs
     like = next(iter(tracked.values())).detach()
-    step = batch_size or max(1, _CHUNK_BYTES // max(1, structure.graph_bytes_per_example))
+    step = batch_size or _examples_at_once(max(1, structure.graph_bytes_per_example))
     # With one example alone tensors are laid out differently, and with them the operations may be others: it is swept
     # twice, and the second row overwritten or left out.
     alone = step == 1 or n % step == 1
@@ -289,8 +313,14 @@ def _features(
     return ModuleFeatures(blocks, structure.recipes, predictions=predictions[:n])
 
 
+def _examples_at_once(bytes_each: int) -> int:
+    return max(1, _CHUNK_BYTES // bytes_each, min(_FEWEST, _MOST_BYTES // bytes_each))
+
+
 def _block(storage: Any, n: int, check_finite: bool, name: str) -> Block:
     recipe = storage.recipe
+    # A sum that is finite has finite terms, and this one is made in several threads.
+    check_finite = check_finite and not math.isfinite(sum(float(array[:n].sum()) for array in storage.arrays))
     try:
         if isinstance(recipe, OuterRecipe):
             return OuterProduct(

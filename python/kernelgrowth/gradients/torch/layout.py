@@ -71,7 +71,7 @@ def by_example(array: Any, layout: Layout, num_examples: int) -> Any:
 
 def find_layouts(
     predictions: Any, graph: Graph, places: list[int], axes: list[int | None]
-) -> tuple[dict[int, Layout], set[int], set[int]]:
+) -> tuple[dict[int, Layout], dict[int, Any], set[int], set[int]]:
     """Return where the operations at `places` have their examples.
 
     The gradient of a sum over the examples is compared with that of a weighted sum: where no example's output depends
@@ -89,6 +89,8 @@ def find_layouts(
     Returns
     -------
     layouts : dict of int to Layout
+    gradients : dict of int to Tensor or None
+        Of a combination of all outputs.
     undecided : set of int
         Places where both orders fit, as where gradients vanish; `layouts` has the major one of them.
     mixed : set of int
@@ -102,7 +104,7 @@ def find_layouts(
     seed = directions.expand(n, c)
     plain = _gradients(predictions, edges, seed)
     weighted = _gradients(predictions, edges, weights[:, None] * seed)
-    layouts, undecided, mixed = {}, set(), set()
+    layouts, gradients, undecided, mixed = {}, dict(zip(places, plain, strict=True)), set(), set()
     for place, first, second in zip(places, plain, weighted, strict=True):
         axis = axes[place]
         assert axis is not None
@@ -116,7 +118,7 @@ def find_layouts(
         layouts[place] = orders[0]
         if len(orders) > 1:
             undecided.add(place)
-    return layouts, undecided, mixed
+    return layouts, gradients, undecided, mixed
 
 
 def _gradients(predictions: Any, edges: list[Any], seed: Any) -> Any:

@@ -193,7 +193,7 @@ class Forward:
     def __init__(self, module: Any, output: Callable[[Any], Any] | None, *, total: bool) -> None:
         self.module = module
         self._output = output
-        self._total = total
+        self.total = total
         self.plain_recurrence = False
         """Whether recurrent layers are computed step by step, not by one operation of a library."""
         self._compiled = any(
@@ -285,7 +285,7 @@ class Forward:
         if not result.requires_grad:
             raise ValueError("module's outputs do not depend on any parameter that requires a gradient")
         predictions = result[:, None] if result.ndim == 1 else result
-        return predictions.sum(1, keepdim=True) if self._total else predictions
+        return predictions.sum(1, keepdim=True) if self.total else predictions
 
 
 def _same(a: Any, b: Any) -> bool:

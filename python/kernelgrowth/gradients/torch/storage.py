@@ -20,6 +20,7 @@ class _OuterStorage:
         d_out, d_in = recipe.entries.shape
         self.activations = like.new_empty((n, recipe.positions, d_in))
         self.backprops = like.new_empty((n, c, recipe.positions, d_out))
+        self.arrays = [self.activations, self.backprops]
 
     def fill(self, graph: Graph, begin: int, end: int, output: int, deltas: Mapping[int, Any]) -> None:
         first = 0
@@ -41,6 +42,7 @@ class _LookupStorage:
         self.recipe = recipe
         self.indices = torch.empty((n, recipe.positions), dtype=torch.int64, device=like.device)
         self.backprops = like.new_empty((n, c, recipe.positions, recipe.shape[1]))
+        self.arrays = [self.backprops]
 
     def fill(self, graph: Graph, begin: int, end: int, output: int, deltas: Mapping[int, Any]) -> None:
         first = 0
@@ -63,6 +65,7 @@ class _RowsStorage:
     def __init__(self, recipe: RowsRecipe, n: int, c: int, like: Any) -> None:
         self.recipe = recipe
         self.rows = like.new_empty((n, c, recipe.size))
+        self.arrays = [self.rows]
         # What outer products are made of is the same for every output.
         self._activations: dict[int, Any] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from kernelgrowth.gradients.torch.layout import Layout, axes_of_examples, find_l
 from kernelgrowth.gradients.torch.module import Forward, Inputs
 from kernelgrowth.gradients.torch.recipe import Recipe, RowsRecipe, recipes
 
-__all__ = ["OtherOperations", "Structure", "find_structure"]
+__all__ = ["NotVanishing", "OtherOperations", "Structure", "find_structure"]
 
 _FEWER, _MORE = 2, 3
 _RECURRENT = ("MkldnnRnnLayer", "CudnnRnn", "MiopenRnn")
@@ -24,6 +25,10 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 class OtherOperations(ValueError):
     """A forward pass is not what it was before."""
+
+
+class NotVanishing(OtherOperations):
+    """Gradients that vanished where they were looked at do not elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,10 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def find_structure(forward: Forward, inputs: Inputs, tracked: Mapping[str, Any]) -> Structure:
+def find_structure(forward: Forward, inputs: Inputs, tracked: Mapping[str, Any], *, thin: bool = True) -> Structure:
     """Find out how the module uses its parameters, and where operations have their examples.
+
+    With `thin`, positions at which gradients vanish are left out: those of a last layer of which one is looked at.
 
     Raises
     ------
@@ -121,8 +128,13 @@ def find_structure(forward: Forward, inputs: Inputs, tracked: Mapping[str, Any])
         name: find_uses(graph, name, tensor, lambda place: axes[place] is not None) for name, tensor in tracked.items()
     }
     places = sorted({use.place for found in uses.values() for use in found if _has_axis(axes, use)})
-    layouts = _layouts(values, graph, fewer, places, axes, uses)
+    layouts, gradients = _layouts(values, graph, fewer, places, axes, uses)
     pieces = {name: _pieces(graph, found, layouts) for name, found in uses.items()}
+    if thin:
+        pieces = {
+            name: None if found is None else [_thinned(graph, piece, gradients) for piece in found]
+            for name, found in pieces.items()
+        }
     num_outputs = int(values.shape[1])
     made = recipes(graph, tracked, pieces, num_outputs)
     if not made:
@@ -172,8 +184,8 @@ def _layouts(
     places: list[int],
     axes: list[int | None],
     uses: Mapping[str, list[Use]],
-) -> dict[int, Layout]:
-    layouts, undecided, mixed = find_layouts(values, graph, places, axes)
+) -> tuple[dict[int, Layout], dict[int, Any]]:
+    layouts, gradients, undecided, mixed = find_layouts(values, graph, places, axes)
     if mixed:
         name = next(name for name, found in uses.items() if any(use.place in mixed for use in found))
         raise ValueError(
@@ -187,7 +199,30 @@ def _layouts(
             del layouts[place]
         else:
             layouts[place] = order
-    return layouts
+    return layouts, gradients
+
+
+def _thinned(graph: Graph, piece: Piece, gradients: Mapping[int, Any]) -> Piece:
+    """Return a piece without the positions at which these gradients, of a few examples, are exactly zero."""
+    gradient = gradients[piece.use.place]
+    if not isinstance(piece, Outer) or piece.positions == 1 or gradient is None:
+        return piece
+    with torch.no_grad():
+        alive = (piece.backprops(graph, _MORE, gradient) != 0).flatten(2).any(2).any(0)
+    kept, left_out = alive.nonzero()[:, 0], (~alive).nonzero()[:, 0]
+    if not len(kept) or not len(left_out):
+        return piece
+
+    def activations(graph: Graph, count: int) -> Any:
+        return piece.activations(graph, count)[:, kept]
+
+    def backprops(graph: Graph, count: int, delta: Any) -> Any:
+        everything = piece.backprops(graph, count, delta)
+        if bool(everything[:, left_out].any()):
+            raise NotVanishing("module's gradients vanish at some positions for some examples, but not for others")
+        return everything[:, kept]
+
+    return dataclasses.replace(piece, positions=len(kept), activations=activations, backprops=backprops)
 
 
 def _pieces(graph: Graph, uses: list[Use], layouts: Mapping[int, Layout]) -> list[Piece] | None:
