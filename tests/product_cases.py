@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import reference
-from kernelgrowth.gradients import OuterProduct
+from kernelgrowth.gradients import Embedding, OuterProduct
 
 PROMISE = {np.float32: 1e-5, np.float64: 1e-12}
 
@@ -14,8 +14,10 @@ def preconditioner(case, seed):
     rng = np.random.default_rng(seed)
     eta = {}
     for name, block in case.features[0].items():
-        if isinstance(block, OuterProduct):
-            d_in, d_out = block.activations.shape[2], block.backprops.shape[3]
+        if isinstance(block, Embedding):
+            eta[name] = rng.random((block.num_embeddings, block.backprops.shape[3])).astype(case.dtype)
+        elif isinstance(block, OuterProduct):
+            d_in, d_out = block.num_inputs, block.backprops.shape[3]
             weight = rng.random((d_out, d_in)).astype(case.dtype)
             eta[name] = (weight, rng.random(d_out).astype(case.dtype)) if block.bias else weight
         else:

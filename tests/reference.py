@@ -1,6 +1,7 @@
 """Slow, obvious float64 NumPy: what the library's kernels are compared with. It never imports the package.
 
 A block is a dict: {"A": (N, T, d_in), "D": (N, C, T, d_out), "bias": bool, "scale": float} for a weight,
+{"I": (N, T) of int, "V": int, "D": (N, C, T, d), "scale": float} for a table of V rows that is looked up,
 {"G": (N, C, p), "scale": float} for explicit rows.
 """
 
@@ -16,6 +17,8 @@ def expand(block, root_preconditioner=()):
         if root_preconditioner:
             jacobian = jacobian * root_preconditioner[0]
         return np.sqrt(block["scale"]) * jacobian
+    if "I" in block:
+        return np.sqrt(block["scale"]) * expand_lookups(block, *root_preconditioner)
     a, d = np.asarray(block["A"], np.float64), np.asarray(block["D"], np.float64)
     n, c, positions, _ = d.shape
     rows = []
@@ -28,6 +31,18 @@ def expand(block, root_preconditioner=()):
                 bias = bias * root_preconditioner[1] if block["bias"] else bias
             rows.append(np.concatenate([weight.ravel(), bias if block["bias"] else np.empty(0)]))
     return np.sqrt(block["scale"]) * np.array(rows).reshape(n, c, -1)
+
+
+def expand_lookups(block, root_preconditioner=1.0):
+    """The gradients by a table (V, d), one looked-up row at a time."""
+    d = np.asarray(block["D"], np.float64)
+    n, c, positions, width = d.shape
+    rows = np.zeros((n, c, block["V"], width))
+    for i in range(n):
+        for j in range(c):
+            for t in range(positions):
+                rows[i, j, block["I"][i, t]] += d[i, j, t]
+    return (rows * root_preconditioner).reshape(n, c, -1)
 
 
 def jacobian(blocks, root_preconditioner=None):

@@ -257,7 +257,7 @@ FUNCTIONS = {
     *("min", "minimum", "moveaxis", "multiply", "ndim", "nonzero", "ones", "ones_like", "outer", "pad", "ravel"),
     *("repeat", "reshape", "result_type", "sign", "sin", "sqrt", "square", "squeeze", "stack", "subtract", "sum"),
     *("swapaxes", "take", "take_along_axis", "tanh", "tensordot", "tile", "trace", "transpose", "tril", "triu"),
-    *("unique", "where", "zeros", "zeros_like"),
+    *("searchsorted", "unique", "where", "zeros", "zeros_like"),
 }
 LINALG = {"norm", "svd"}
 

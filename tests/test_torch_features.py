@@ -187,6 +187,35 @@ class TestExactness:
         feats = check(module, torch.randn(4, 6, 8, dtype=torch.float64))
         assert feats.parameters["parts.0"] == ["parts.0.weight", "parts.0.bias"]
 
+    def test_of_sparse_embeddings(self):
+        ids = torch.randint(0, 40, (4, 3))
+        module = Apply(
+            lambda p, ids: p[1](torch.tanh(p[0](ids)).mean(1)), nn.Embedding(40, 4, sparse=True), nn.Linear(4, 2)
+        )
+        feats = gradient_features(module.double(), ids)
+        assert isinstance(feats["parts.0"], kg.Embedding)
+        module.parts[0].sparse = False
+        assert worst_error(kg.empirical_ntk(feats), reference_kernel(module, ids)) < 1e-9
+
+    def test_where_only_the_last_position_counts(self):
+        class Last(nn.Module):
+            def __init__(self, gate: bool) -> None:
+                super().__init__()
+                self.first, self.last, self.gate = nn.Linear(4, 6), nn.Linear(6, 3), gate
+
+            def forward(self, x: Any) -> Any:
+                y = self.last(torch.tanh(self.first(x)))
+                # Of all examples but the first three, another position counts too.
+                extra = (x[:, 0, :1] > 5.0) * y[:, 0] if self.gate else 0.0
+                return y[:, -1] + extra
+
+        x = torch.randn(6, 7, 4, dtype=torch.float64)
+        feats = check(Last(gate=False).double(), x)
+        assert feats["last"].num_positions == feats["first"].num_positions == 1
+        x[4:, 0, 0] = 10.0
+        feats = check(Last(gate=True).double(), x)
+        assert feats.num_examples == 6
+
     def test_of_one_example(self):
         check(CharTransformer(5, 4, 1, 1, 6).double(), torch.randint(0, 5, (1, 6)))
 
@@ -326,6 +355,10 @@ class TestRefusals:
         module = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6, track_running_stats=False)).double().eval()
         with pytest.raises(ValueError, match="without running statistics"):
             gradient_features(module, x)
+
+    def test_embeddings_that_change_their_weights(self):
+        with pytest.raises(ValueError, match=r"module is Embedding with max_norm"):
+            gradient_features(nn.Embedding(5, 3, max_norm=1.0), torch.zeros(3, dtype=torch.int64))
 
     @pytest.mark.parametrize(
         "layer", [nn.Dropout(0.1), nn.Dropout1d(), nn.AlphaDropout(0.2)], ids=lambda layer: type(layer).__name__

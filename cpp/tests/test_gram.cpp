@@ -100,6 +100,34 @@ void random_case(Random& random) {
   }
 }
 
+// Kernels of equal parts of the examples have the bits that each part has alone, however many threads share them.
+template <class T>
+void stacks(Random& random) {
+  const index_t stack = random.integer(1, 9), examples = random.integer(1, 40), outputs = random.integer(1, 3);
+  const index_t rows = examples * outputs, all = stack * examples;
+  const index_t lengths[] = {random.integer(1, 30), random.integer(1, 300)};
+  const auto a = random.normals<T>(all * lengths[0]), d = random.normals<T>(all * outputs * lengths[1]);
+  auto terms = [&](index_t first, index_t count) {
+    const T* left = a.data() + first * lengths[0];
+    const T* right = d.data() + first * outputs * lengths[1];
+    const FactorView<T> shared{left, count, 1, lengths[0], lengths[0], lengths[0], 1};
+    const FactorView<T> own{right, count, outputs, lengths[1], outputs * lengths[1], lengths[1], 1};
+    return std::vector<Term<T>>{{{shared, {}}, FactorPair<T>{own, {}}, 1, T(0.5)}, {{own, {}}, {}, 0, 2}};
+  };
+  for (const int threads : {1, 2, 3}) {
+    GramOptions options;
+    options.threads = threads;
+    std::vector<T> out(static_cast<std::size_t>(stack * rows * rows), std::numeric_limits<T>::quiet_NaN());
+    gram_stack<T>(terms(0, all), {out.data(), rows, rows, rows}, stack, rows * rows, options);
+    for (index_t s = 0; s < stack; ++s) {
+      const auto alone = run(terms(s * examples, examples), rows, rows, options);
+      CHECK(std::memcmp(alone.data(), out.data() + s * rows * rows, alone.size() * sizeof(T)) == 0);
+    }
+    CHECK_THROWS(InvalidArgument, gram_stack<T>(terms(0, all), {out.data(), rows, rows, rows}, all + 1, 0, options));
+    CHECK_THROWS(InvalidArgument, gram_stack<T>(terms(0, all), {out.data(), rows, rows, rows}, 0, 0, options));
+  }
+}
+
 // Rounding must not grow with the length of the sums: equal entries round the same way every time.
 void long_sums() {
   const index_t length = 1 << 21;
@@ -260,6 +288,10 @@ int main() {
     several_kernels<double>(random);
   }
   for (int i = 0; i < 20; ++i) bf16(random);
+  for (int i = 0; i < 20; ++i) {
+    stacks<float>(random);
+    stacks<double>(random);
+  }
   long_sums();
   many_positions(random);
   too_many_threads();

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kernelgrowth.gradients import Rows as Rows
     from kernelgrowth.kernels import NTKOperator as NTKOperator
     from kernelgrowth.kernels import empirical_ntk as empirical_ntk
+    from kernelgrowth.kernels import stack as stack
     from kernelgrowth.spectra import EigenTracker as EigenTracker
     from kernelgrowth.spectra import StreamingTopK as StreamingTopK
     from kernelgrowth.spectra import eigsh as eigsh
@@ -95,7 +96,7 @@ _HOMES = {
         "subspace_overlap",
     ),
     "gradients": ("ChunkedFeatures", "Embedding", "GradientFeatures", "OuterProduct", "Rows"),
-    "kernels": ("NTKOperator", "empirical_ntk"),
+    "kernels": ("NTKOperator", "empirical_ntk", "stack"),
     "spectra": ("EigenTracker", "StreamingTopK", "eigsh", "nystrom"),
     "tracking": ("History", "NTKTracker", "load_run"),
     "training": ("Callback", "optim", "train"),

@@ -50,6 +50,13 @@ struct GramOptions {
 template <class T>
 void gram(std::span<const Term<T>> terms, MatrixView<T> out, const GramOptions& options);
 
+// A kernel of each of `stack` parts, as many examples after examples of all factors, written `stack_stride` elements
+// apart: with the bits that gram() gives each alone. Several are computed at once, each by one thread, where there are
+// enough. Of `options`, workspace is that of all threads together.
+template <class T>
+void gram_stack(std::span<const Term<T>> terms, MatrixView<T> out, index_t stack, index_t stack_stride,
+                const GramOptions& options);
+
 struct GramWorkspace {
   std::size_t minimum;  // below this gram() throws WorkspaceTooSmall
   std::size_t full;     // more than this is not used

@@ -91,8 +91,7 @@ def as_array(
     ValueError
         If the number of dimensions is wrong or a value is not finite.
     """
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array: its mask would be ignored")
+    _refuse_mask(name, x)
     if isinstance(x, np.ndarray):
         x = np.require(x, requirements="A")  # a copy where records or buffers put numbers at odd addresses
     array = x if isinstance(x, np.ndarray) or is_cupy(x) else _import_array(name, x)
@@ -120,12 +119,13 @@ def as_indices(name: str, x: Any, size: int, *, ndim: tuple[int, ...]) -> npt.ND
     Raises
     ------
     TypeError
-        If `x` holds no integers.
+        If `x` holds no integers, or is a masked array.
     BackendError
         As `as_array` does.
     ValueError
         If the number of dimensions is wrong, or a number out of range.
     """
+    _refuse_mask(name, x)
     array = x if isinstance(x, np.ndarray) or is_cupy(x) else _import_array(name, x)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
@@ -135,6 +135,11 @@ def as_indices(name: str, x: Any, size: int, *, ndim: tuple[int, ...]) -> npt.ND
     if array.size and not 0 <= int(array.min()) <= int(array.max()) < size:
         raise ValueError(f"{name} must lie in [0, {size}), got {int(array.min())} to {int(array.max())}")
     return array.astype(np.int64, copy=False)  # type: ignore[no-any-return]
+
+
+def _refuse_mask(name: str, x: Any) -> None:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: its mask would be ignored")
 
 
 def _import_array(name: str, x: Any) -> Any:

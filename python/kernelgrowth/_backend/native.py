@@ -38,6 +38,7 @@ __all__ = [
     "core_is_serial",
     "gemm",
     "gram",
+    "gram_stack",
     "gram_workspace",
     "has_bf16",
     "host_threads",
@@ -203,6 +204,37 @@ def gram(
         workspace=workspace,
         threads=num_threads(threads),
         isa=isa,
+        bf16=precision == "bf16",
+    )
+
+
+def gram_stack(
+    terms: Sequence[GramTerm],
+    out: FloatArray,
+    *,
+    symmetric: bool,
+    accumulate: bool = False,
+    workspace: int = 0,
+    threads: int | None = None,
+    precision: str = "",
+) -> None:
+    """Write (or add) kernels of S equal parts of the examples to `out`, with the bits of `gram` of each part.
+
+    Parameters
+    ----------
+    terms, symmetric, accumulate, threads, precision
+        As in `gram`; all factors hold the examples of all parts, one part after another.
+    out : ndarray, shape (S, rows, columns) or (S, C, rows, columns)
+    workspace : int
+        Bytes for all threads together.
+    """
+    _core.gram_stack(
+        _lower(terms),
+        out,
+        symmetric=symmetric,
+        accumulate=accumulate,
+        workspace=workspace,
+        threads=num_threads(threads),
         bf16=precision == "bf16",
     )
 

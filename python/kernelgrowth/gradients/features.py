@@ -142,8 +142,8 @@ def _check_scale(scale: Any, dtype: np.dtype[Any]) -> float:
 class Embedding(OuterProduct):
     """The gradients of an embedding, `∂f_c(x_n)/∂W[v] = sqrt(scale) Σ_{t: indices_nt = v} δ_nct`.
 
-    It is the `OuterProduct` of inputs that are 1 at the index and 0 elsewhere, so its weight counts as (d, V), the
-    transpose of a table of V rows. These inputs are never formed: a kernel is computed from the indices that occur.
+    It is the `OuterProduct` of inputs that are 1 at the index and 0 elsewhere, whose weight is W transposed. They are
+    never formed: a kernel is computed from the indices that occur. A preconditioner has W's shape, (V, d).
 
     Parameters
     ----------
@@ -174,9 +174,13 @@ class Embedding(OuterProduct):
 
     Notes
     -----
-    A kernel takes `N T U` numbers more while it is computed, for U different indices in the probe set (in both, where
-    there are two). Of features in chunks the indices of two chunks count, so its last bits depend on the chunks.
+    A kernel takes `N T U` numbers more while it is computed, an operator as long as it lives, for U different indices
+    in the probe set (in both, where there are two); in tiles, those of a tile's examples. Of features in chunks the
+    indices of two chunks count: its last bits depend on where chunks end, though not on tiles or memory.
     """
+
+    # In order, those in the whole that this is a part of; None where it is no part.
+    occurring: npt.NDArray[np.int64] | None = None
 
     def __init__(
         self,
@@ -203,21 +207,13 @@ class Embedding(OuterProduct):
     @property
     def activations(self) -> FloatArray:  # type: ignore[override]
         """What it is the outer product with, (N, T, V): made when asked for, and large."""
-        return self._inputs(array_namespace(self.indices).arange(self.num_embeddings))
+        known = array_namespace(self.indices).arange(self.num_embeddings)
+        return (self.indices[:, :, None] == known).astype(self.dtype)  # type: ignore[no-any-return]
 
     @property
     def num_inputs(self) -> int:
         """V."""
         return self.num_embeddings
-
-    def among(self, known: npt.NDArray[np.int64]) -> OuterProduct:
-        """Return the gradients of some rows of the table alone."""
-        part = OuterProduct(self._inputs(known), self.backprops, scale=self.scale, check_finite=False)
-        part.source = self.source
-        return part
-
-    def _inputs(self, known: npt.NDArray[np.int64]) -> FloatArray:
-        return (self.indices[:, :, None] == known).astype(self.dtype)  # type: ignore[no-any-return]
 
     def examples(self, start: int, stop: int) -> Embedding:
         """Return the gradients of examples `start` to `stop`, as views."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from kernelgrowth._backend import cuda
 from kernelgrowth._backend.arrays import FloatArray, as_array
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct
 from kernelgrowth.gradients.identity import arrays_of
 
 __all__ = ["parameter_arrays"]
@@ -47,4 +47,6 @@ def _shapes(block: Block) -> list[tuple[int, ...]]:
     if not isinstance(block, OuterProduct):
         return [(block.num_parameters,)]
     d_out = int(block.backprops.shape[3])
+    if isinstance(block, Embedding):
+        return [(block.num_embeddings, d_out)]
     return [(d_out, block.num_inputs)] + ([(d_out,)] if block.bias else [])

@@ -31,7 +31,7 @@ def jvp(feats: GradientFeatures, tangent: Mapping[str, Any]) -> Any:
         N examples, C outputs; CuPy arrays are multiplied on their GPU.
     tangent : mapping of str to array
         v by block, in the form of `empirical_ntk`'s preconditioner, of any sign: (d_out, d_in), or a tuple of that and
-        (d_out,) for a layer with bias, or (p,). `training.by_block` makes it of arrays by parameter.
+        (d_out,) for a layer with bias, or (V, d), or (p,). `training.by_block` makes it of arrays by parameter.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def _product(block: Block, directions: list[Any]) -> Any:
     if not isinstance(block, OuterProduct):
         return block.rows.astype(np.float64) @ directions[0]
     if isinstance(block, Embedding):
-        changes = directions[0].T[block.indices]
+        changes = directions[0][block.indices]
     else:
         changes = block.activations.astype(np.float64) @ directions[0].T
     if block.bias:

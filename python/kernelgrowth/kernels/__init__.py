@@ -4,5 +4,16 @@ from kernelgrowth.kernels.ntk import OUTPUTS, empirical_ntk
 from kernelgrowth.kernels.operator import NTKOperator
 from kernelgrowth.kernels.plan import BlockPlan, Plan
 from kernelgrowth.kernels.products import ProductBlockPlan, ProductPlan
+from kernelgrowth.kernels.stacks import FeatureStack, stack
 
-__all__ = ["OUTPUTS", "BlockPlan", "NTKOperator", "Plan", "ProductBlockPlan", "ProductPlan", "empirical_ntk"]
+__all__ = [
+    "OUTPUTS",
+    "BlockPlan",
+    "FeatureStack",
+    "NTKOperator",
+    "Plan",
+    "ProductBlockPlan",
+    "ProductPlan",
+    "empirical_ntk",
+    "stack",
+]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kernelgrowth._backend.arrays import FloatArray, array_namespace, is_cupy
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth.gradients.features import Block, GradientFeatures, OuterProduct
+from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct
 from kernelgrowth.gradients.identity import arrays_of
 
 __all__ = ["diagonal"]
@@ -28,7 +28,7 @@ def diagonal(
     """Return the kernel's diagonal in float64, shape (N·C,) with outputs="full", else (N,).
 
     With T positions a gradient's norm is `Σ_tu (a_t·a_u)(δ_t·δ_u)`, or is taken of the gradient written out, whichever
-    is cheaper by count.
+    is cheaper by count. An embedding's a_t·a_u is 1 where both look up the same row.
 
     Raises
     ------
@@ -72,6 +72,9 @@ def _example_bytes(block: Block, *, weighted: bool) -> int:
     """Return what one example's temporaries take at most, in float64."""
     if not isinstance(block, OuterProduct):
         return 16 * block.num_outputs * block.num_parameters
+    if isinstance(block, Embedding):
+        t, c = block.num_positions, block.num_outputs
+        return 8 * t * ((3 * c + 1) * int(block.backprops.shape[3]) + (1 + c) * t)
     t, c, d_in, d_out = _sizes(block)
     factors = 2 * t * d_in + 3 * c * t * d_out + c * d_in
     if t == 1:
@@ -99,10 +102,14 @@ def _squared_norms(block: Block, weights: tuple[Float64Array, ...], total: bool)
             g = g.sum(axis=1, keepdims=True)
         g *= g
         return g @ weights[0] if weights else g.sum(axis=2)
-    a: Any = block.activations.astype(np.float64)
     d: Any = block.backprops.astype(np.float64)
     if total:
         d = d.sum(axis=1, keepdims=True)
+    if isinstance(block, Embedding):
+        products = (d * weights[0][block.indices][:, None] if weights else d) @ d.transpose(0, 1, 3, 2)
+        products *= (block.indices[:, :, None] == block.indices[:, None])[:, None]
+        return products.sum(axis=(2, 3))
+    a: Any = block.activations.astype(np.float64)
     if block.num_positions == 1:
         a, d = a[:, 0], d[:, :, 0]
         return _one_position(a * a, d * d, block.bias, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kernelgrowth.gradients.chunked import ChunkedFeatures
+from kernelgrowth.gradients.embeddings import knowing_indices
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import checksum
 
@@ -17,7 +18,8 @@ class Examples:
     """Examples of two probe sets (or twice the same one), of which at most one chunk for each is held."""
 
     def __init__(self, rows: Source, columns: Source) -> None:
-        self._sources = (rows, columns)
+        first = _whole(rows)
+        self._sources = (first, first if columns is rows else _whole(columns))
         self._held: dict[tuple[int, int], tuple[ChunkedFeatures, GradientFeatures]] = {}
 
     @property
@@ -74,5 +76,9 @@ class Examples:
             chunk = source.chunk(index)
             for (_, other), (owner, held) in self._held.items():
                 owner.check_unchanged(other, held, chunk)
-            self._held[key] = (source, chunk)
+            self._held[key] = (source, knowing_indices(chunk))
         return self._held[key][1]
+
+
+def _whole(source: Source) -> Source:
+    return knowing_indices(source) if isinstance(source, GradientFeatures) else source

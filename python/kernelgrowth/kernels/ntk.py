@@ -15,13 +15,14 @@ from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.errors import BackendError
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.gradients.chunked import ChunkedFeatures
-from kernelgrowth.gradients.embeddings import without_embeddings
+from kernelgrowth.gradients.embeddings import beside_embeddings, without_embeddings
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import OUTPUTS, Problem, check_pair, check_preconditioner, device_of, lower
 from kernelgrowth.kernels.outputs import check_out, has_rows, progress_file, result_shape
 from kernelgrowth.kernels.plan import Plan, make_plan
+from kernelgrowth.kernels.stacks import FeatureStack, stacked_kernels
 from kernelgrowth.kernels.tiles import TiledKernel
 from kernelgrowth.kernels.tiles_on_devices import check_devices
 
@@ -31,8 +32,8 @@ PRECISIONS = ("float32", "float64", "tf32", "bf16")
 
 
 def empirical_ntk(
-    feats: GradientFeatures | ChunkedFeatures,
-    feats2: GradientFeatures | ChunkedFeatures | None = None,
+    feats: GradientFeatures | ChunkedFeatures | FeatureStack,
+    feats2: GradientFeatures | ChunkedFeatures | FeatureStack | None = None,
     *,
     outputs: str = "full",
     per_layer: bool = False,
@@ -49,10 +50,10 @@ def empirical_ntk(
 
     Parameters
     ----------
-    feats : GradientFeatures or ChunkedFeatures
+    feats : GradientFeatures, ChunkedFeatures or FeatureStack
         N1 examples, C outputs. Arrays may be `numpy.memmap`s, which are read a part at a time; CuPy arrays are
         multiplied on their GPU, on CuPy's current stream.
-    feats2 : GradientFeatures or ChunkedFeatures, optional
+    feats2 : as `feats`, optional
         N2 examples for a rectangular kernel; None means symmetric, and then the result is symmetric to the bit.
     outputs : {"full", "trace", "mean_trace", "diagonal", "sum_logits"}
         Shape of the result: "full" (N1, N2, C, C); "trace", the sum over c of K_cc, (N1, N2); "mean_trace", that
@@ -70,7 +71,7 @@ def empirical_ntk(
         its own. What `out` takes for itself to store a tile is not counted.
     preconditioner : mapping of str to ndarray, optional
         Non-negative diagonal η by block, of the parameter's shape ((d_out, d_in), or a tuple of that and (d_out,) for
-        a layer with bias, or (p,)): the kernel is then `J diag(η) Jᵀ`.
+        a layer with bias, (num_embeddings, d) for an `Embedding`, or (p,)): the kernel is then `J diag(η) Jᵀ`.
     num_threads : int, optional
         The bits of the result do not depend on it.
     precision : {"float32", "float64", "tf32", "bf16"}, optional
@@ -95,7 +96,8 @@ def empirical_ntk(
     Returns
     -------
     ndarray, or dict of str to ndarray
-        Of the features' dtype and array library. The "full" result is a view of the (N1·C, N2·C) matrix with
+        Of the features' dtype and array library; of a `FeatureStack` one kernel after another, (S, ...), each with the
+        bits of a call of its own. The "full" result is a view of the (N1·C, N2·C) matrix with
         example-major rows that `NTKOperator.gram` returns. Or `out`.
 
     Raises
@@ -121,6 +123,21 @@ def empirical_ntk(
     With `devices` and m rows of tiles, features are copied to GPUs about m / 2 times (m for a rectangular kernel).
     """
     check_choice("outputs", outputs, OUTPUTS)
+    if isinstance(feats, FeatureStack):
+        unusable = {"per_layer": per_layer, "out": out is not None, "resume": resume, "progress": progress is not None}
+        for name in (name for name, given in (unusable | {"devices": devices is not None}).items() if given):
+            raise ValueError(f"{name} cannot be given with a FeatureStack, whose kernels are new arrays in memory")
+        return stacked_kernels(
+            feats,
+            feats2,
+            outputs=outputs,
+            preconditioner=preconditioner,
+            memory_limit=resolve_memory_limit(memory_limit),
+            threads=native.num_threads(num_threads),
+            precision=_check_precision(precision, feats.features.dtype, None),
+        )
+    if isinstance(feats2, FeatureStack):
+        raise TypeError("feats2 is a FeatureStack but feats is not")
     chunked = [name for name, side in (("feats", feats), ("feats2", feats2)) if isinstance(side, ChunkedFeatures)]
     if not isinstance(feats, ChunkedFeatures) and not isinstance(feats2, ChunkedFeatures):
         check_pair(feats, feats2)
@@ -147,9 +164,6 @@ def empirical_ntk(
     if device is not None and out is not None:
         raise BackendError("out cannot be given with features on a GPU, whose kernel is a new array there")
     limit = resolve_memory_limit(memory_limit, None if device is None else lambda: cuda.available_memory(device))
-    if not isinstance(feats, ChunkedFeatures) and not isinstance(feats2, ChunkedFeatures):
-        feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, limit)
-        limit -= used
     threads = native.num_threads(num_threads)
     multiplied = _check_precision(precision, feats.dtype, gpus[0] if gpus else device)
     if (
@@ -159,28 +173,33 @@ def empirical_ntk(
         or file is not None
         or not (out is None or has_rows(out))
     ):
-        tiled = TiledKernel(
-            feats,
-            feats2,
-            outputs,
-            preconditioner,
-            shape,
-            memory_limit=limit,
-            threads=threads,
-            precision=multiplied,
-            gpus=gpus,
-        )
-        target = tiled.allocate() if out is None else out
-        tiled.fill(target, progress=file, resume=resume)
-        return tiled.like_features(target) if out is None else out
+        used = 0
+        if gpus and not chunked:
+            feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, limit)  # type: ignore[arg-type]
+        with beside_embeddings(used, limit):
+            tiled = TiledKernel(
+                feats,
+                feats2,
+                outputs,
+                preconditioner,
+                shape,
+                memory_limit=limit - used,
+                threads=threads,
+                precision=multiplied,
+                gpus=gpus,
+            )
+            target = tiled.allocate() if out is None else out
+            tiled.fill(target, progress=file, resume=resume)
+            return tiled.like_features(target) if out is None else out
+    with cuda.on(device):
+        feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, limit)
     roots = check_preconditioner(feats, preconditioner)
+    pairs = [_select(feats, feats2, name) for name in feats] if per_layer else [(feats, feats2)]
+    with beside_embeddings(used, limit):
+        jobs = _prepare(pairs, outputs, roots, out, limit - used, threads, multiplied)
     if per_layer:
-        jobs = _prepare(
-            [_select(feats, feats2, name) for name in feats], outputs, roots, None, limit, threads, multiplied
-        )
         return {name: like(job.compute(), feats[name].source) for name, job in zip(feats, jobs, strict=True)}
-    (job,) = _prepare([(feats, feats2)], outputs, roots, out, limit, threads, multiplied)
-    result = job.compute()
+    result = jobs[0].compute()
     return out if out is not None else like(result, next(iter(feats.blocks.values())).source)
 
 

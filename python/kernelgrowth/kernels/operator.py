@@ -15,7 +15,7 @@ from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, 
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import resolve_memory_limit
-from kernelgrowth.gradients.embeddings import without_embeddings
+from kernelgrowth.gradients.embeddings import beside_embeddings, without_embeddings
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.diagonal import diagonal
@@ -32,11 +32,11 @@ _MODES = ("full", "trace", "mean_trace", "sum_logits")
 
 
 def _on_device(method: _Method) -> _Method:
-    """Let a method allocate where its operator computes."""
+    """Let a method allocate where its operator computes, and refuse in terms of the memory that it was given."""
 
     @functools.wraps(method)
     def on_device(self: NTKOperator, *args: Any, **options: Any) -> Any:
-        with cuda.on(self.device):
+        with cuda.on(self.device), beside_embeddings(self._embeddings_bytes, self._limit + self._embeddings_bytes):
             return method(self, *args, **options)
 
     return cast(_Method, on_device)
@@ -63,7 +63,8 @@ class NTKOperator:
         that fit `memory_limit`, and the stored kernel as soon as there is one; `product_plan` tells. The ways agree
         within the accuracy promise, not to the bit: name one for the same bits on machines of different memory.
     memory_limit : int, optional
-        Bytes that the stored kernel and its computation, or a product, may take; features are not counted.
+        Bytes that the stored kernel and its computation, or a product, may take. Features are not counted, but inputs
+        made for an `Embedding` are: `N T` numbers for each index that occurs.
     check_finite : bool
         Whether a kernel or a product that leaves the range of its dtype is a `ValueError`.
 
@@ -104,10 +105,10 @@ class NTKOperator:
         gpu = self.device
         self._precision = "" if gpu is None else cuda.resolve_precision(str(feats.dtype), gpu)
         self._limit = resolve_memory_limit(memory_limit, None if gpu is None else lambda: cuda.available_memory(gpu))
-        feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, self._limit)
-        self._limit -= used
         with cuda.on(gpu):
+            feats, feats2, preconditioner, used = without_embeddings(feats, feats2, preconditioner, self._limit)
             self._roots = check_preconditioner(feats, preconditioner)
+        self._limit, self._embeddings_bytes = self._limit - used, used
         self._weights = {name: _arrays(preconditioner[name]) for name in feats} if preconditioner is not None else {}
         self._example = arrays_of(feats)[0]
         self._feats, self._feats2, self._outputs = feats, feats2, outputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kernelgrowth._backend.arrays import FloatArray
-from kernelgrowth.gradients.embeddings import without_embeddings
+from kernelgrowth.gradients.embeddings import beside_embeddings, resolved
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.kernels.evaluate import check_range, evaluate
 from kernelgrowth.kernels.lowering import Preconditioner, Problem, lower
@@ -51,10 +51,11 @@ class Pieces:
         limit: int,
     ) -> tuple[Problem, Plan]:
         """Plan a piece within `limit` bytes of which `held` are taken; `roots` lie where the features do."""
-        feats, feats2, found, used = without_embeddings(feats, feats2, roots or None, limit)
-        roots, limit = found or {}, limit - used
-        problem = lower(feats, feats2, self.outputs, roots, limit, examples=self.examples, precision=self.precision)
-        return problem, make_plan(problem, output_bytes=held, memory_limit=limit, threads=self.threads)
+        sides, roots, used = resolved((feats, feats2), roots, limit)
+        left = limit - used
+        with beside_embeddings(used, limit):
+            problem = lower(*sides, self.outputs, roots, left, examples=self.examples, precision=self.precision)
+            return problem, make_plan(problem, output_bytes=held, memory_limit=left, threads=self.threads)
 
 
 class PieceRunner(Protocol):

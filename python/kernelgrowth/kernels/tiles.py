@@ -15,6 +15,7 @@ from kernelgrowth._backend.arrays import FloatArray, like
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
 from kernelgrowth.gradients.chunked import ChunkedFeatures
+from kernelgrowth.gradients.embeddings import knowing_indices
 from kernelgrowth.gradients.identity import array_checksum, layout
 from kernelgrowth.kernels.examples import Examples, Source
 from kernelgrowth.kernels.lowering import check_on_cpu, check_pair, check_preconditioner
@@ -274,9 +275,13 @@ class TiledKernel:
         """Plan the largest pieces of a tile, or say what is lacking."""
         height, width = (min(tile, count) for count in self._counts)
         held = self._beside(tile, copies)
+        heads = [self._examples.head(side) for side in (0, 1)]
+        if any(self._chunks):
+            # More indices may occur in other chunks than in the first.
+            heads = [knowing_indices(head, at_most=True) for head in heads]
         first, second = (
             head.examples(0, min(length, head.num_examples))
-            for head, length in ((self._examples.head(0), height), (self._examples.head(1), width))
+            for head, length in zip(heads, (height, width), strict=True)
         )
         try:
             if self._symmetric:

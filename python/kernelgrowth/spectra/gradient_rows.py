@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy, to_numpy
 from kernelgrowth._backend.errors import BackendError
-from kernelgrowth.gradients.embeddings import without_embeddings
 from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct
 from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.diagonal import diagonal
@@ -101,8 +100,7 @@ class _FeatureRows:
         self.step_bytes = max(_STEP_BYTES, row_bytes)
 
     def squared_norms(self, memory_limit: int) -> Float64Array:
-        feats, _, _, used = without_embeddings(self._feats, None, None, memory_limit)
-        return diagonal(feats, "full", {}, memory_limit - used)
+        return diagonal(self._feats, "full", {}, memory_limit)
 
     def write(self, start: int, out: Float64Array) -> None:
         for begin in range(0, len(out), self._step):
@@ -119,8 +117,10 @@ def _row_bytes(block: Block) -> int:
     """Return what the temporaries of one row of this block take in float64."""
     if not isinstance(block, OuterProduct):
         return 16 * block.num_parameters
-    t, d_in = block.num_positions, block.num_inputs
-    return 8 * (block.num_parameters + 2 * int(t) * (int(d_in) + 2 * int(block.backprops.shape[3])))
+    t, d_in, d_out = block.num_positions, block.num_inputs, int(block.backprops.shape[3])
+    if isinstance(block, Embedding):
+        return 8 * t * (2 * d_out + 2)
+    return 8 * (block.num_parameters + 2 * t * (d_in + 2 * d_out))
 
 
 def _write_block(
@@ -133,8 +133,8 @@ def _write_block(
     d = block.backprops[examples, outputs].astype(np.float64) * root
     if isinstance(block, Embedding):
         columns[...] = 0.0
-        table = columns.reshape(len(columns), d.shape[2], block.num_embeddings)
-        np.add.at(table.transpose(0, 2, 1), (np.arange(len(d))[:, None], block.indices[examples]), d)
+        table = columns.reshape(len(columns), block.num_embeddings, d.shape[2])
+        np.add.at(table, (np.arange(len(d))[:, None], block.indices[examples]), d)
         return
     a = block.activations[examples].astype(np.float64)
     weight = d.transpose(0, 2, 1) @ a

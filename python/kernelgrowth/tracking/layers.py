@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray, is_cupy
-from kernelgrowth.gradients import GradientFeatures, OuterProduct, Rows
+from kernelgrowth.gradients import Embedding, GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator
 
 __all__ = ["LayerKernels"]
@@ -48,6 +48,8 @@ class LayerKernels:
     def _sees_inputs(self, block: Any) -> TypeGuard[OuterProduct]:
         """Whether a block's activations are x itself, and its kernel has a row an example."""
         if self._x is None or self._x.ndim != 2 or not isinstance(block, OuterProduct) or block.num_positions > 1:
+            return False
+        if isinstance(block, Embedding):  # whose activations would be made
             return False
         # By place: comparing the values would read both arrays.
         same = _place(self._x) == _place(block.activations[:, 0])

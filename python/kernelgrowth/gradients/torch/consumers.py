@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from kernelgrowth.gradients.torch.graph import Graph, Use, output_shape, short_name
+from kernelgrowth.gradients.torch.graph import Graph, Use, numbers_up_to, output_shape, short_name
 from kernelgrowth.gradients.torch.layout import Layout, by_example
 from kernelgrowth.gradients.torch.windows import windows
 
@@ -24,7 +22,7 @@ class Outer:
     Attributes
     ----------
     use : Use
-    entries : Tensor of int64 (d_out, d_in)
+    entries : Tensor of integers (d_out, d_in)
         Of the parameter.
     positions : int
         T.
@@ -255,7 +253,7 @@ def _group(array: Any, group: int, groups: int) -> Any:
 def _embedding(node: Any, use: Use, layout: Layout, n: int) -> list[Piece] | None:
     if bool(node._saved_scale_grad_by_freq) or use.entries.ndim != 2:
         return None
-    if not bool((use.entries.flatten() == torch.arange(use.entries.numel(), device=use.entries.device)).all()):
+    if not bool((use.entries.flatten() == numbers_up_to(use.entries.numel(), use.entries.device)).all()):
         return None
 
     def indices(graph: Graph, count: int) -> Any:

@@ -79,7 +79,7 @@ def _by_recipe(recipe: Recipe, arrays: Mapping[str, Any]) -> Any:
         weight = flat(recipe.parameters[0])[recipe.entries]
         return (weight, flat(recipe.parameters[1], len(weight))) if len(recipe.parameters) > 1 else weight
     if isinstance(recipe, LookupRecipe):
-        return flat(recipe.parameters[0], recipe.shape[0] * recipe.shape[1]).reshape(recipe.shape).t().contiguous()
+        return flat(recipe.parameters[0], recipe.shape[0] * recipe.shape[1]).reshape(recipe.shape)
     return torch.cat([flat(slot.parameter, slot.size) for slot in recipe.slots])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Graph", "Use", "edge_of", "find_uses", "output_shape", "settings_of", "short_name"]
+__all__ = ["Graph", "Use", "edge_of", "find_uses", "numbers_up_to", "output_shape", "settings_of", "short_name"]
 
 Node = Any
 
@@ -105,7 +105,7 @@ class Use:
     number : int
         Which of the operation's inputs it is; -1 if it is the operation's own result (the parameter was copied to
         every example there).
-    entries : Tensor of int64
+    entries : Tensor of integers
         Of the shape that is read: which entry of the parameter stands where.
     factor : float
         By which the parameter is multiplied before it is read.
@@ -174,6 +174,18 @@ _VIEWS: Mapping[str, Callable[[Any, Node, int], Any]] = {
 }
 
 
+_numbers: dict[Any, Any] = {}
+
+
+def numbers_up_to(count: int, device: Any) -> Any:
+    """Return 0 to `count` - 1, as a view of what all parameters share: entries that are only moved take no memory."""
+    kept = _numbers.get(device)
+    if kept is None or len(kept) < count:
+        dtype = torch.int32 if count < 2**31 else torch.int64
+        kept = _numbers[device] = torch.arange(count, dtype=dtype, device=device)
+    return kept[:count]
+
+
 def find_uses(graph: Graph, parameter: str, tensor: Any, examples_in: Callable[[int], bool]) -> list[Use]:
     """Return every place where the network reads a parameter.
 
@@ -195,7 +207,7 @@ def find_uses(graph: Graph, parameter: str, tensor: Any, examples_in: Callable[[
     if start is None:
         return []
     uses = []
-    entries = torch.arange(tensor.numel(), device=tensor.device).reshape(tensor.shape)
+    entries = numbers_up_to(tensor.numel(), tensor.device).reshape(tensor.shape)
     waiting = [(start, 0, entries, 1.0)]
     while waiting:
         place, output, entries, factor = waiting.pop()

@@ -106,6 +106,11 @@ def check_module(module: Any) -> None:
                     f"{label} is {type(part).__name__} without running statistics, where an example's output depends "
                     "on its batch: set track_running_stats=True, or put GroupNorm in its place"
                 )
+        if getattr(part, "max_norm", None) is not None:
+            raise ValueError(
+                f"{label} is {type(part).__name__} with max_norm, which changes its weights when it is called: "
+                "set max_norm=None"
+            )
         rate = _dropout_rate(part)
         if part.training and rate > 0.0:
             raise ValueError(

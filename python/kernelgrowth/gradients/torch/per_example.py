@@ -71,4 +71,7 @@ def _one_by_one(forward: Forward, inputs: Inputs, rows: Mapping[str, Any], param
                 prediction, tensors, retain_graph=c + 1 < len(predictions), allow_unused=True
             )
             for row, gradient in zip(rows.values(), gradients, strict=True):
-                row[n, c] = 0 if gradient is None else gradient.detach().flatten()
+                if gradient is None:
+                    row[n, c] = 0
+                else:
+                    row[n, c] = (gradient.to_dense() if gradient.is_sparse else gradient).detach().flatten()

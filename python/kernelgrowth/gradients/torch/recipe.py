@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kernelgrowth.gradients.torch.consumers import Gather, Outer, Piece
-from kernelgrowth.gradients.torch.graph import Graph, short_name
+from kernelgrowth.gradients.torch.graph import Graph, numbers_up_to, short_name
 
 __all__ = ["LookupRecipe", "OuterRecipe", "Recipe", "RowsRecipe", "Slot", "recipes"]
 
@@ -196,7 +196,7 @@ def _is_bias(graph: Graph, slot: Slot, block: OuterRecipe) -> bool:
         entries = piece.use.entries.flatten()
         if piece.use.number != number or piece.use.factor != 1.0 or len(entries) != d_out:
             return False
-        if not bool((entries == torch.arange(d_out, device=entries.device)).all()):
+        if not bool((entries == numbers_up_to(d_out, entries.device)).all()):
             return False
     return True
 

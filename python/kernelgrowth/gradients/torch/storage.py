@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kernelgrowth.gradients.torch.consumers import Entries, Gather, Outer
-from kernelgrowth.gradients.torch.graph import Graph
+from kernelgrowth.gradients.torch.graph import Graph, numbers_up_to
 from kernelgrowth.gradients.torch.recipe import LookupRecipe, OuterRecipe, Recipe, RowsRecipe, Slot
 
 __all__ = ["Storage", "storage_of"]
@@ -127,7 +127,7 @@ def _add(target: Any, piece: Outer | Gather | Entries, graph: Graph, n: int, del
         gradients = gradients.sum(summed, keepdim=True) if summed else gradients
         gradients, entries = gradients.flatten(1), piece.entries.flatten()
     gradients = _scaled(gradients, piece.use.factor)
-    if len(entries) == target.shape[1] and bool((entries == torch.arange(len(entries), device=entries.device)).all()):
+    if len(entries) == target.shape[1] and bool((entries == numbers_up_to(len(entries), entries.device)).all()):
         target += gradients
     else:
         target.index_add_(1, entries, gradients)

@@ -66,9 +66,14 @@ def _gradient(forward: Forward, inputs: Inputs, parameters: Mapping[str, Any], e
     prediction = forward(inputs.select(slice(example, example + 1)))[0, output]
     gradients = torch.autograd.grad(prediction, list(parameters.values()), allow_unused=True)
     return {
-        name: np.zeros(parameters[name].numel()) if g is None else g.detach().double().cpu().flatten().numpy()
+        name: np.zeros(parameters[name].numel()) if g is None else _dense(g).double().cpu().flatten().numpy()
         for name, g in zip(parameters, gradients, strict=True)
     }
+
+
+def _dense(gradient: Any) -> Any:
+    """Return a gradient as an ordinary tensor; those of sparse embeddings are not."""
+    return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
 
 
 def _products(gradients: Any, parameters: list[str]) -> Any:
