@@ -11,48 +11,29 @@ namespace {
 using Arguments = GramArguments<py::array>;
 
 template <class T>
-void run_gram(const std::vector<Arguments::Term>& arguments, py::array& out, GramOptions options) {
-  const MatrixView<T> view = Arguments::output<T>(out, options.kernels, options.kernel_stride);
-  const auto terms = Arguments::make_terms<T>(arguments, options.symmetric);
-  const py::gil_scoped_release release;
-  gram<T>(terms, view, options);
-}
-
-void bind_gram(const std::vector<Arguments::Term>& terms, py::array out, bool symmetric, bool accumulate,
-               std::size_t workspace, int threads, const std::string& isa, bool bf16) {
-  GramOptions options;
-  options.bf16 = bf16;
-  options.symmetric = symmetric;
-  options.accumulate = accumulate;
-  options.workspace = workspace;
-  options.threads = threads;
-  options.isa = isa;
-  options.poll = signal_poll();
-  if (holds<float>(out)) {
-    run_gram<float>(terms, out, options);
-  } else if (holds<double>(out)) {
-    run_gram<double>(terms, out, options);
-  } else {
-    throw py::type_error("gram: out must be float32 or float64");
+void run_gram(const std::vector<Arguments::Term>& arguments, py::array& out, bool stacked, GramOptions options) {
+  index_t stack = 1, stride = 0;
+  py::array first = out;
+  if (stacked) {
+    if (out.ndim() < 3 || out.shape(0) < 1 || out.strides(0) % static_cast<index_t>(sizeof(T)) != 0) {
+      throw py::value_error("gram: a stacked out must be (stack, [kernels,] rows, columns)");
+    }
+    stack = out.shape(0);
+    stride = out.strides(0) / static_cast<index_t>(sizeof(T));
+    first = out[py::int_(0)];
   }
-}
-
-// `out` is (stack, rows, cols), or (stack, kernels, rows, cols).
-template <class T>
-void run_gram_stack(const std::vector<Arguments::Term>& arguments, py::array& out, GramOptions options) {
-  if (out.ndim() < 3 || out.shape(0) < 1 || out.strides(0) % static_cast<index_t>(sizeof(T)) != 0) {
-    throw py::value_error("gram_stack: out must be (stack, rows, columns) or (stack, kernels, rows, columns)");
-  }
-  const index_t stack = out.shape(0), stride = out.strides(0) / static_cast<index_t>(sizeof(T));
-  py::array first = out[py::int_(0)];
   const MatrixView<T> view = Arguments::output<T>(first, options.kernels, options.kernel_stride);
   const auto terms = Arguments::make_terms<T>(arguments, options.symmetric);
   const py::gil_scoped_release release;
-  gram_stack<T>(terms, view, stack, stride, options);
+  if (stacked) {
+    gram_stack<T>(terms, view, stack, stride, options);
+  } else {
+    gram<T>(terms, view, options);
+  }
 }
 
-void bind_gram_stack(const std::vector<Arguments::Term>& terms, py::array out, bool symmetric, bool accumulate,
-                     std::size_t workspace, int threads, const std::string& isa, bool bf16) {
+void bind_gram(const std::vector<Arguments::Term>& terms, py::array out, bool symmetric, bool accumulate,
+               std::size_t workspace, int threads, const std::string& isa, bool bf16, bool stacked) {
   GramOptions options;
   options.bf16 = bf16;
   options.symmetric = symmetric;
@@ -62,11 +43,11 @@ void bind_gram_stack(const std::vector<Arguments::Term>& terms, py::array out, b
   options.isa = isa;
   options.poll = signal_poll();
   if (holds<float>(out)) {
-    run_gram_stack<float>(terms, out, options);
+    run_gram<float>(terms, out, stacked, options);
   } else if (holds<double>(out)) {
-    run_gram_stack<double>(terms, out, options);
+    run_gram<double>(terms, out, stacked, options);
   } else {
-    throw py::type_error("gram_stack: out must be float32 or float64");
+    throw py::type_error("gram: out must be float32 or float64");
   }
 }
 
@@ -98,9 +79,7 @@ std::tuple<std::size_t, std::size_t, std::size_t> bind_workspace(const std::vect
 void register_gram(py::module_& m) {
   using namespace py::literals;
   m.def("gram", &bind_gram, "terms"_a, "out"_a, py::kw_only(), "symmetric"_a, "accumulate"_a = false, "workspace"_a = 0,
-        "threads"_a = 0, "isa"_a = "", "bf16"_a = false);
-  m.def("gram_stack", &bind_gram_stack, "terms"_a, "out"_a, py::kw_only(), "symmetric"_a, "accumulate"_a = false,
-        "workspace"_a = 0, "threads"_a = 0, "isa"_a = "", "bf16"_a = false);
+        "threads"_a = 0, "isa"_a = "", "bf16"_a = false, "stacked"_a = false);
   m.def("gram_workspace", &bind_workspace, "terms"_a, "rows"_a, "cols"_a, py::kw_only(), "kernels"_a = 1, "symmetric"_a,
         "threads"_a = 0);
 }

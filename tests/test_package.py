@@ -64,6 +64,18 @@ def test_every_public_function_of_a_room_is_documented(room):
             assert inspect.getdoc(value), f"{room}.{name} has no docstring"
 
 
+@pytest.mark.parametrize(("room", "library"), [("torch", "PyTorch"), ("jax", "JAX")])
+def test_without_a_library_the_package_works_and_its_room_says_what_is_missing(room, library):
+    code = (
+        f"import sys; sys.modules[{room!r}] = None; import numpy as np; import kernelgrowth as kg\n"
+        "kg.empirical_ntk(kg.GradientFeatures({'a': kg.Rows(np.ones((2, 3)))}))\n"
+        f"try: kg.{room}.gradient_features\n"
+        "except ImportError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == f"kernelgrowth.{room} needs {library}: install kernelgrowth[{room}]\n"
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'kernelgrowth' has no attribute 'empirical_nkt'"):
         _ = kg.empirical_nkt

@@ -28,17 +28,7 @@ def gram(
     threads: int = 0,
     isa: str = "",
     bf16: bool = False,
-) -> None: ...
-def gram_stack(
-    terms: Sequence[_Term],
-    out: _Array,
-    *,
-    symmetric: bool,
-    accumulate: bool = False,
-    workspace: int = 0,
-    threads: int = 0,
-    isa: str = "",
-    bf16: bool = False,
+    stacked: bool = False,
 ) -> None: ...
 def gram_workspace(
     terms: Sequence[_Term], rows: int, cols: int, *, kernels: int = 1, symmetric: bool, threads: int = 0

@@ -38,7 +38,6 @@ __all__ = [
     "core_is_serial",
     "gemm",
     "gram",
-    "gram_stack",
     "gram_workspace",
     "has_bf16",
     "host_threads",
@@ -162,6 +161,7 @@ def gram(
     threads: int | None = None,
     isa: str = "",
     precision: str = "",
+    stacked: bool = False,
 ) -> None:
     """Write (or add) the sum of `terms` to `out`, rows example-major.
 
@@ -185,6 +185,10 @@ def gram(
     precision : str
         In which vectors are multiplied; empty for that of their dtype. "bf16" rounds float32 vectors to bfloat16 and
         needs `has_bf16`; on a GPU, which is where CuPy arrays are multiplied, see `cuda.gram`.
+    stacked : bool
+        `out` has another axis in front, of S kernels: each is that of one of S equal parts of the examples, which all
+        factors hold one after another, with the bits that it has alone. `workspace` is that of all threads together.
+        On the CPU only.
     """
     if is_cupy(out):
         cuda.gram(
@@ -205,37 +209,7 @@ def gram(
         threads=num_threads(threads),
         isa=isa,
         bf16=precision == "bf16",
-    )
-
-
-def gram_stack(
-    terms: Sequence[GramTerm],
-    out: FloatArray,
-    *,
-    symmetric: bool,
-    accumulate: bool = False,
-    workspace: int = 0,
-    threads: int | None = None,
-    precision: str = "",
-) -> None:
-    """Write (or add) kernels of S equal parts of the examples to `out`, with the bits of `gram` of each part.
-
-    Parameters
-    ----------
-    terms, symmetric, accumulate, threads, precision
-        As in `gram`; all factors hold the examples of all parts, one part after another.
-    out : ndarray, shape (S, rows, columns) or (S, C, rows, columns)
-    workspace : int
-        Bytes for all threads together.
-    """
-    _core.gram_stack(
-        _lower(terms),
-        out,
-        symmetric=symmetric,
-        accumulate=accumulate,
-        workspace=workspace,
-        threads=num_threads(threads),
-        bf16=precision == "bf16",
+        stacked=stacked,
     )
 
 

@@ -162,7 +162,7 @@ def stacked_kernels(
     terms = [term for block in whole.blocks for term in block.terms]
     done = 0
     for count in plan.passes:
-        native.gram_stack(
+        native.gram(
             terms[done : done + count],
             kernels,
             symmetric=whole.symmetric,
@@ -170,6 +170,7 @@ def stacked_kernels(
             workspace=limit - held,
             threads=threads,
             precision=precision,
+            stacked=True,
         )
         done += count
     check_values("kernel", kernels.diagonal(axis1=-2, axis2=-1) if whole.symmetric else kernels)

@@ -8,6 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("kernelgrowth.torch needs PyTorch: install kernelgrowth[torch]") from error
+
 from kernelgrowth.gradients.torch import ModuleFeatures, gradient_features
 from kernelgrowth.torch import loggers
 from kernelgrowth.torch.kernel import empirical_ntk

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError("TrainerCallback needs Transformers: pip install transformers accelerate") from error
 
 from kernelgrowth.torch.tracker import NTKTracker
 

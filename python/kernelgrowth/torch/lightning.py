@@ -10,7 +10,10 @@ from kernelgrowth.torch.tracker import NTKTracker
 try:
     from lightning.pytorch.callbacks import Callback
 except ImportError:
-    from pytorch_lightning.callbacks import Callback
+    try:
+        from pytorch_lightning.callbacks import Callback
+    except ImportError as error:
+        raise ImportError("LightningCallback needs Lightning: pip install lightning") from error
 
 __all__ = ["LightningCallback"]
 
