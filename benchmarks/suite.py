@@ -10,6 +10,7 @@ from benchmarks import (
     multi_output,
     products,
     spectra,
+    stacks,
     statistics,
     tracking,
 )
@@ -19,6 +20,7 @@ __all__ = ["CASES"]
 CASES = (
     *gram.CASES,
     *multi_output.CASES,
+    *stacks.CASES,
     *convolution.CASES,
     *products.CASES,
     *statistics.CASES,
