@@ -147,7 +147,7 @@ def test_a_function_is_compiled_once():
         calls.append(x.shape)
         return apply_mlp(params, x)
 
-    params, x = mlp((5, 4, 1), "float32"), jnp.ones((6, 5))
+    params, x = mlp((5, 4, 1), "float32"), jnp.ones((6, 5), "float32")
     gradient_features(counted, params, x, batch_size=4)
     first = len(calls)
     gradient_features(counted, mlp((5, 4, 1), "float32", seed=1), 2 * x, batch_size=4)
@@ -181,7 +181,7 @@ def test_refusals(change, error, message):
     arguments = {
         "apply_fn": apply_mlp,
         "params": mlp((5, 4, 2), "float32"),
-        "x": jax.random.normal(jax.random.PRNGKey(0), (3, 5)),
+        "x": jax.random.normal(jax.random.PRNGKey(0), (3, 5), "float32"),
     }
     arguments |= change
     with pytest.raises(error, match=message):
@@ -193,3 +193,5 @@ def test_mixed_precision_is_refused():
         params = {"a": jnp.ones(3, "float32"), "b": jnp.ones(3, "float64")}
         with pytest.raises(TypeError, match=r"params\['b'\] is float64 but params\['a'\] is float32"):
             gradient_features(lambda p, x: x @ p["a"], params, jnp.ones((2, 3)))
+        with pytest.raises(TypeError, match="apply_fn returns float64 but params are float32: convert x"):
+            gradient_features(lambda p, x: x @ p["a"], {"a": params["a"]}, jnp.ones((2, 3), "float64"))

@@ -96,6 +96,11 @@ def gradient_features(
     n = _num_examples(x)
     sweep = _compiled(apply_fn, output, outputs == "sum_logits")
     predictions = sweep.outputs(params, x)
+    if predictions.dtype != leaves.dtype:
+        raise TypeError(
+            f"apply_fn returns {predictions.dtype} but params are {leaves.dtype}: convert x, or params, so that all are "
+            "of one dtype"
+        )
     _check_examples(sweep, params, x, predictions)
     c = predictions.shape[1]
     itemsize = leaves.dtype.itemsize
