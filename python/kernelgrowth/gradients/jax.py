@@ -98,8 +98,8 @@ def gradient_features(
     predictions = sweep.outputs(params, x)
     if predictions.dtype != leaves.dtype:
         raise TypeError(
-            f"apply_fn returns {predictions.dtype} but params are {leaves.dtype}: convert x, or params, so that all are "
-            "of one dtype"
+            f"apply_fn returns {predictions.dtype} but params are {leaves.dtype}: convert x, or params, so that all "
+            "are of one dtype"
         )
     _check_examples(sweep, params, x, predictions)
     c = predictions.shape[1]
