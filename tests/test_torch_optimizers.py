@@ -129,6 +129,15 @@ def test_wrapped_optimizers_are_unwrapped():
     rates = learning_rates(Wrapper(torch.optim.SGD([p], lr=torch.tensor(0.5))))
     assert torch.equal(rates[id(p)], torch.full((2,), 0.5))
 
+    # As Lightning's are: of a class derived from the optimizer's, whose own state may be an old one.
+    class Derived(torch.optim.SGD):
+        def __init__(self, optimizer: Any) -> None:
+            super().__init__([p], lr=7.0)
+            self.optimizer = optimizer
+
+    rates = learning_rates(Derived(torch.optim.SGD([p], lr=0.25)))
+    assert torch.equal(rates[id(p)], torch.full((2,), 0.25))
+
 
 def test_refusals():
     p = nn.Parameter(torch.ones(2))
@@ -143,3 +152,7 @@ def test_refusals():
         learning_rates(torch.optim.Adam([p], maximize=True))
     with pytest.raises(TypeError, match="feats must be what gradient_features of a module returned"):
         preconditioner(torch.optim.Adam([p]), nn.Linear(1, 1), {})
+    module = nn.Linear(2, 1)
+    feats = gradient_features(module, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="optimizer updates no parameter of module"):
+        preconditioner(torch.optim.Adam([p]), module, feats)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from torch import nn  # noqa: E402
 
 import kernelgrowth as kg  # noqa: E402
 from kernelgrowth.torch import NTKTracker, empirical_ntk, gradient_features, preconditioner  # noqa: E402
+from kernelgrowth.torch.probe import ProbeInputs  # noqa: E402
+from kernelgrowth.tracking.settings import Probe  # noqa: E402
 from torch_cases import CharTransformer, reference_kernel, worst_error  # noqa: E402
 
 pytestmark = [
@@ -120,6 +125,35 @@ class TestSeries:
         assert seen == [((10, 3), torch.int64)]
         np.testing.assert_allclose(tracker.history["loss"], float(module(x[:10]).sum().detach()), rtol=1e-5)
 
+    @pytest.mark.parametrize("shape", [(10,), (10, 1), (10, 3)])
+    def test_with_a_loss_of_integer_targets(self, shape):
+        module, (x, _) = network(), task()
+        given = torch.randint(0, 3 if shape[-1] != 3 else 2, shape)
+        seen = []
+        tracker = NTKTracker(module, x[:10], given, loss=lambda f, y: (seen.append(y), f.sum())[1])
+        tracker.step()
+        (targets,) = seen
+        if shape[-1] == 3:
+            # Rows of several classes are no class labels: they come whole, as losses of floats want them.
+            assert torch.equal(targets, given.float())
+        else:
+            assert torch.equal(targets, given.reshape(-1))
+
+    def test_of_inputs_that_numpy_has_no_type_for(self):
+        class Rounded(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(6, 1)
+
+            def forward(self, x: Any) -> Any:
+                return self.linear(x.float())
+
+        x, _ = task()
+        half = x[:10].bfloat16()
+        tracker = NTKTracker(Rounded(), half, x[:10, 0])
+        tracker.step()
+        np.testing.assert_allclose(tracker.history.kernel(0), half.double() @ half.double().T + 1, rtol=1e-5)
+
     @pytest.mark.parametrize("outputs", ["trace", "mean_trace", "sum_logits"])
     def test_of_other_kernels(self, outputs):
         module, (x, y) = network(), task()
@@ -196,6 +230,80 @@ class TestResuming:
             if name != "seconds":
                 np.testing.assert_array_equal(tracker.history[name], whole[name], err_msg=name)
 
+    def test_with_another_optimizer_is_refused(self, tmp_path):
+        module, (x, y) = network(), task()
+        tracker = NTKTracker(module, x[:10], y[:10], every=1, out=tmp_path / "run")
+        train(module, torch.optim.SGD(module.parameters(), lr=0.1), tracker, 2)
+        state = tracker.state_dict()
+        tracker.close()
+        rule = torch.optim.Adam(module.parameters())
+        resumed = NTKTracker(module, x[:10], y[:10], every=1, out=tmp_path / "run", optimizer=rule)
+        resumed.load_state_dict(state)
+        with pytest.raises(kg.RunFolderError, match="preconditioner was None and is now 'Adam'"):
+            train(module, rule, resumed, 1)
+
+    def test_after_being_killed_again_and_again(self, tmp_path):
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+
+        def run(name: str, lines: int | None) -> None:
+            command = [sys.executable, "-c", LOOP, str(tmp_path / name)]
+            with subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": path},
+            ) as process:
+                assert process.stdout is not None
+                if lines is None:
+                    _, errors = process.communicate(timeout=120)
+                    assert process.returncode == 0, errors
+                else:
+                    assert all(process.stdout.readline() for _ in range(lines))
+                    process.kill()
+
+        run("whole", None)
+        whole = kg.load_run(tmp_path / "whole" / "run")
+        for lines in np.random.default_rng().integers(1, 15, size=2):
+            run("parts", int(lines))
+            begun = kg.load_run(tmp_path / "parts" / "run")
+            assert begun.status == "running"
+            np.testing.assert_array_equal(begun["alignment"], whole["alignment"][: len(begun.steps)])
+        run("parts", None)
+        resumed = kg.load_run(tmp_path / "parts" / "run")
+        assert resumed.status == whole.status == "completed"
+        assert len(whole.steps) == 126
+        for name in set(whole) - {"seconds"}:
+            np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
+
+
+LOOP = """
+import os, sys
+from pathlib import Path
+import torch
+import test_torch_tracker as here
+
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+module, (x, y) = here.network(), here.task()
+rule = torch.optim.Adam(module.parameters(), lr=0.01)
+tracker = here.NTKTracker(module, x[:10], y[:10], every=2, top_k=2, out=folder / "run", optimizer=rule)
+done, checkpoint = 0, folder / "checkpoint.pt"
+if checkpoint.exists():
+    state = torch.load(checkpoint, weights_only=True)
+    done = state["done"]
+    for part, name in ((module, "module"), (rule, "rule"), (tracker, "tracker")):
+        part.load_state_dict(state[name])
+for step in range(done, 250):
+    here.train(module, rule, tracker, range(step, step + 1))
+    if step % 3 == 0:
+        parts = {"module": module.state_dict(), "rule": rule.state_dict(), "tracker": tracker.state_dict()}
+        torch.save({"done": step + 1} | parts, folder / "new.pt")
+        os.replace(folder / "new.pt", checkpoint)
+        print(step, flush=True)
+tracker.close()
+"""
+
 
 class TestLogging:
     def test_numbers_by_name_after_they_are_recorded(self):
@@ -221,6 +329,22 @@ class TestLogging:
             tracker.step()
         assert tracker.history["step"].tolist() == [0]
 
+    def test_that_fails_stops_neither_the_series_nor_its_end(self, tmp_path):
+        module, (x, y) = network(), task()
+
+        def log(values: dict[str, float], step: int) -> None:
+            raise OSError("the network is down")
+
+        tracker = NTKTracker(module, x[:10], y[:10], every=1, log=log, out=tmp_path / "run")
+        for _ in range(2):
+            with pytest.raises(OSError, match="the network is down"):
+                tracker.step()
+        with pytest.raises(OSError, match="the network is down"):
+            tracker.close()
+        history = kg.load_run(tmp_path / "run")
+        assert history["step"].tolist() == [0, 1, 2]
+        assert history.status == "completed"
+
 
 class TestOptimizers:
     def test_the_kernel_followed_is_that_of_the_update(self):
@@ -245,10 +369,20 @@ class TestOptimizers:
         with pytest.raises(ValueError, match=r"after loss\.backward\(\) and before optimizer\.step\(\)"):
             tracker.step()
 
+    def test_of_another_module_is_refused(self):
+        module, (x, y) = network(), task()
+        other = network()
+        rule = torch.optim.Adam(other.parameters())
+        other(x).sum().backward()
+        tracker = NTKTracker(module, x[:10], y[:10], optimizer=rule)
+        with pytest.raises(ValueError, match="optimizer updates no parameter of module"):
+            tracker.step()
+
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"optimizer": torch.optim.Adagrad([nn.Parameter(torch.ones(1))])}, TypeError, "optimizer must be one of SGD"),
         ({"log": 3}, TypeError, "log must be callable"),
         ({"loss": 3}, TypeError, "loss must be callable"),
         ({"every": 0}, ValueError, "every"),
@@ -270,6 +404,74 @@ def test_steps_must_rise():
     tracker.step(step=5)
     with pytest.raises(ValueError, match="step must be larger than 5"):
         tracker.step(step=5)
+
+
+def test_no_step_after_the_end():
+    x, y = task()
+    tracker = NTKTracker(network(), x[:10], y[:10])
+    tracker.step()
+    tracker.close()
+    tracker.close()
+    assert tracker.history["step"].tolist() == [0, 1]
+    with pytest.raises(RuntimeError, match="this NTKTracker is closed"):
+        tracker.step()
+
+
+@pytest.mark.parametrize(("updates", "steps"), [(0, [0]), (1, [0, 1])])
+def test_an_interrupted_run_ends_with_the_last_update_made(tmp_path, updates, steps):
+    module, (x, y) = network(), task()
+    rule = torch.optim.Adam(module.parameters())
+
+    def interrupted() -> None:
+        with NTKTracker(module, x[:10], y[:10], optimizer=rule, out=tmp_path / "run") as tracker:
+            train(module, rule, tracker, updates)
+            if not updates:
+                module(x).sum().backward()
+                tracker.step()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    history = kg.load_run(tmp_path / "run")
+    assert history.status == "interrupted"
+    assert history["step"].tolist() == steps
+
+
+def test_an_end_that_cannot_be_measured(tmp_path):
+    module, (x, y) = network(), task()
+    tracker = NTKTracker(module, x[:10], y[:10], out=tmp_path / "run")
+    tracker.step()
+    module[0] = nn.Linear(5, 8)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        tracker.close()
+    assert kg.load_run(tmp_path / "run").status == "failed"
+
+
+def test_a_folder_of_another_run_is_left_alone(tmp_path):
+    x, y = task()
+    with NTKTracker(network(), x[:10], y[:10], out=tmp_path / "run") as tracker:
+        tracker.step()
+
+    def begin() -> None:
+        with NTKTracker(network(), x[:10], y[:10], out=tmp_path / "run") as tracker:
+            tracker.step()
+
+    with pytest.raises(kg.RunFolderError, match="holds another run"):
+        begin()
+    assert kg.load_run(tmp_path / "run").status == "completed"
+
+
+def test_parts_of_a_probe_set():
+    x, y = task()
+    inputs = ProbeInputs({"ids": y, "values": x}, "x_probe")
+    whole = Probe.checked(inputs, y, None)
+    part = whole.part(np.array([3, 1]))
+    assert len(part.x) == 2
+    assert torch.equal(part.x.inputs.kwargs["ids"], y[[3, 1]])
+    assert torch.equal(part.x.inputs.kwargs["values"], x[[3, 1]])
+    others = ({"ids": y, "values": x + 1}, {"ids": y.int(), "values": x}, (y, x[:, :5]))
+    prints = {Probe.checked(ProbeInputs(other, "x_probe"), y, None).fingerprint() for other in others}
+    assert len(prints | {whole.fingerprint()}) == 4
 
 
 def test_a_run_that_fails_keeps_what_was_recorded(tmp_path):

@@ -42,7 +42,7 @@ class HasGradientFeatures(Protocol):
     """Whatever makes its gradient features itself, such as a module of another library.
 
     A method ``preconditioner(feats)``, where there is one, returns η by block for the kernel J diag(η) Jᵀ that is to be
-    followed in place of J Jᵀ.
+    followed in place of J Jᵀ; an attribute ``preconditioned_by`` says whose it is.
     """
 
     def gradient_features(self, params: Any, x: Any, *, check_finite: bool) -> GradientFeatures:

@@ -26,6 +26,11 @@ __all__ = ["BlockPlan", "Plan", "make_plan"]
 # caches hold, so that they are used while they are there, and long enough that a pass over the output weighs nothing.
 EXPANDED_BYTES = 16 * 2**20
 
+# Rows that exist already go into one pass while they fit what the core keeps of touched memory from call to call, or so
+# many terms: fresh pages cost more than another pass over the output, unless few terms share it.
+ROWS_BYTES = 64 * 2**20
+ROWS_TERMS = 16
+
 
 @dataclass(frozen=True)
 class BlockPlan:
@@ -212,7 +217,12 @@ def _passes(
     # A GPU's caches are no place for them: its Gram divides terms itself.
     written_out = isinstance(left, OuterProductRows) and not is_cupy(left.activations)
 
+    rows = all(term.second is None for term in terms) and not written_out and not is_cupy(left)
+    most = max(ROWS_BYTES, ROWS_TERMS * need.one_term) if rows else allowed
+
     def fits(need: native.GramWorkspace) -> bool:
+        if rows:
+            return need.minimum <= allowed and need.full <= most
         # With less than all the workspace that helps, vectors would be written out several times.
         return need.full <= min(allowed, EXPANDED_BYTES) if written_out else need.minimum <= allowed
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from kernelgrowth.torch.probe import FollowedWithOptimizer
 from kernelgrowth.torch.tracker import NTKTracker
 
 try:
@@ -21,7 +23,8 @@ __all__ = ["LightningCallback"]
 class LightningCallback(Callback):  # type: ignore[misc]
     """Follow the kernel of a `LightningModule` in ``Trainer(callbacks=[...])``, before each optimizer step.
 
-    Numbers go to the trainer's loggers, checkpoints hold what a resumed run needs. In distributed training the first
+    Numbers go to the trainer's loggers, checkpoints hold what a resumed run needs; ``train_loss`` is what
+    `training_step` returned, for the last batch where gradients are accumulated. In distributed training the first
     process alone tracks.
 
     Parameters
@@ -29,7 +32,9 @@ class LightningCallback(Callback):  # type: ignore[misc]
     x_probe, y_probe
         As in `NTKTracker`; moved to the module's device.
     follow_optimizer : bool
-        Whether the kernel followed is that of the optimizer's update.
+        Whether the kernel followed is that of the optimizer's update; of the first one, if there are several. Gradients
+        are then clipped as the trainer will clip them: a `configure_gradient_clipping` of your own is called once more
+        at tracked steps, on copies.
     **options
         Of `NTKTracker`, but `module`, `optimizer` and `log`.
 
@@ -45,6 +50,7 @@ class LightningCallback(Callback):  # type: ignore[misc]
         self._follow_optimizer = follow_optimizer
         self._options = options
         self._state: Mapping[str, Any] | None = None
+        self._loss: _Loss | None = None
         self.tracker: NTKTracker | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -59,14 +65,21 @@ class LightningCallback(Callback):  # type: ignore[misc]
                 logger.log_metrics(values, step)
 
         self.tracker = NTKTracker(pl_module, x, y, optimizer=optimizer, log=log, **self._options)
+        if optimizer is not None:
+            assert isinstance(self.tracker.followed, FollowedWithOptimizer)
+            self.tracker.followed.gradients_of_update = lambda: _clipped(trainer, pl_module, optimizer)
         if self._state is not None:
             self.tracker.load_state_dict(self._state)
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Remember the loss, for the case that the step is tracked."""
+        self._loss = _Loss(loss.detach(), trainer, pl_module)
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Track the step if it is due; its gradients are there, its update is not made."""
-        if self.tracker is not None:
-            loss = trainer.callback_metrics.get("train_loss", trainer.callback_metrics.get("loss"))
-            self.tracker.step(loss, step=trainer.global_step)
+        if self.tracker is None or (self._follow_optimizer and optimizer is not trainer.optimizers[0]):
+            return
+        self.tracker.step(self._loss, step=trainer.global_step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Track the trained module."""
@@ -85,3 +98,37 @@ class LightningCallback(Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take it back, for when the training starts."""
         self._state = state_dict or None
+
+
+class _Loss:
+    """What `training_step` returned, from what is differentiated in its place; computed when it is read."""
+
+    def __init__(self, differentiated: Any, trainer: Any, pl_module: Any) -> None:
+        self._differentiated = differentiated
+        self._batches = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+
+    def __float__(self) -> float:
+        scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
+        return float(self._differentiated) * self._batches / scale
+
+
+@contextmanager
+def _clipped(trainer: Any, pl_module: Any, optimizer: Any) -> Iterator[None]:
+    """Let the optimizer see gradients as the update will: Lightning clips them after its callbacks were called."""
+    if not pl_module.automatic_optimization:
+        yield
+        return
+    held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p, gradient in held:
+        p.grad = gradient.clone()
+    try:
+        pl_module.configure_gradient_clipping(
+            optimizer,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+        )
+        yield
+    finally:
+        for p, gradient in held:
+            p.grad = gradient

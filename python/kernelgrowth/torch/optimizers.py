@@ -10,7 +10,7 @@ import torch
 from kernelgrowth.gradients.torch import ModuleFeatures
 from kernelgrowth.gradients.torch.module import unwrapped
 
-__all__ = ["learning_rates", "preconditioner"]
+__all__ = ["learning_rates", "preconditioner", "unwrapped_optimizer"]
 
 
 def preconditioner(optimizer: Any, module: Any, feats: ModuleFeatures, *, pending: bool = True) -> dict[str, Any]:
@@ -34,16 +34,15 @@ def preconditioner(optimizer: Any, module: Any, feats: ModuleFeatures, *, pendin
     Raises
     ------
     TypeError, ValueError
-        As `learning_rates`.
+        As `learning_rates`; also if it updates no parameter of `module`.
     """
     if not isinstance(feats, ModuleFeatures):
         raise TypeError(f"feats must be what gradient_features of a module returned, got {type(feats).__name__}")
     rates = learning_rates(optimizer, pending=pending)
-    module = unwrapped(module)
-    by_name = {
-        name: rates.get(id(p), torch.zeros_like(p)) for name, p in module.named_parameters(remove_duplicate=False)
-    }
-    return feats.by_block(by_name)
+    parameters = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+    if all(id(p) not in rates for p in parameters.values()):
+        raise ValueError("optimizer updates no parameter of module: it was made for another module, or a copy")
+    return feats.by_block({name: rates.get(id(p), torch.zeros_like(p)) for name, p in parameters.items()})
 
 
 def learning_rates(optimizer: Any, *, pending: bool = True) -> dict[int, Any]:
@@ -76,14 +75,11 @@ def learning_rates(optimizer: Any, *, pending: bool = True) -> dict[int, Any]:
     Notes
     -----
     Decay of weights is no part of the kernel. Where it is added to the gradient (Adam, RMSprop) it counts in v, as in
-    the optimizer; AdamW's does not. Gradients multiplied by a scaler for mixed precision have to be unscaled first.
+    the optimizer; AdamW's does not. Gradients have to be those that the update is made of: clipped, where they are
+    clipped, and divided again by what a scaler for mixed precision multiplied them with.
     """
-    while not isinstance(optimizer, tuple(_RULES)) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    rule = next((rule for kind, rule in _RULES.items() if type(optimizer) is kind), None)
-    if rule is None:
-        known = ", ".join(kind.__name__ for kind in _RULES)
-        raise TypeError(f"optimizer must be one of {known}, got {type(optimizer).__name__}")
+    optimizer = unwrapped_optimizer(optimizer)
+    rule = _RULES[type(optimizer)]
     rates: dict[int, Any] = {}
     with torch.no_grad():
         for group in optimizer.param_groups:
@@ -101,6 +97,24 @@ def learning_rates(optimizer: Any, *, pending: bool = True) -> dict[int, Any]:
             else "optimizer has made no update yet, so it has no second moments"
         )
     return rates
+
+
+def unwrapped_optimizer(optimizer: Any) -> Any:
+    """Return the SGD, Adam, AdamW or RMSprop that Lightning, Accelerate or another wrapped.
+
+    Raises
+    ------
+    TypeError
+        If it is another optimizer.
+    """
+    inner = optimizer
+    # By the very class: what Lightning wraps an optimizer in is of a class derived from the optimizer's.
+    while type(inner) not in _RULES:
+        if not hasattr(inner, "optimizer"):
+            known = ", ".join(kind.__name__ for kind in _RULES)
+            raise TypeError(f"optimizer must be one of {known}, got {type(optimizer).__name__}")
+        inner = inner.optimizer
+    return inner
 
 
 def _sgd(p: Any, group: Mapping[str, Any], state: Mapping[str, Any], pending: bool) -> Any:

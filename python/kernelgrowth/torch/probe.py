@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernelgrowth._backend.arrays import to_numpy
 from kernelgrowth.gradients.torch import ModuleFeatures, gradient_features
 from kernelgrowth.gradients.torch.module import Inputs, unwrapped
-from kernelgrowth.torch.optimizers import preconditioner
+from kernelgrowth.torch.optimizers import learning_rates, preconditioner, unwrapped_optimizer
 
 __all__ = ["FollowedModule", "FollowedWithOptimizer", "ProbeInputs", "probe_loss"]
 
@@ -31,7 +32,7 @@ class ProbeInputs:
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """Return the values, for a fingerprint."""
-        return [np.asarray(value.detach().cpu()) for value in (*self.inputs.args, *self.inputs.kwargs.values())]
+        return [_on_host(value) for value in (*self.inputs.args, *self.inputs.kwargs.values())]
 
     def as_given(self) -> Any:
         """Return what `gradient_features` takes."""
@@ -54,16 +55,35 @@ class FollowedModule:
 
 
 class FollowedWithOptimizer(FollowedModule):
-    """The same, followed by the kernel of an optimizer's update."""
+    """The same, followed by the kernel of an optimizer's update.
+
+    Attributes
+    ----------
+    preconditioned_by : str
+        The optimizer's class.
+    gradients_of_update : callable
+        Returns a context in which the parameters' gradients are those that the update will be made of.
+    """
 
     def __init__(self, module: Any, options: Mapping[str, Any], optimizer: Any) -> None:
         super().__init__(module, options)
-        self._optimizer = optimizer
-        self.pending = True
+        self._optimizer = unwrapped_optimizer(optimizer)
+        self._pending = True
+        self.preconditioned_by = type(self._optimizer).__name__
+        self.gradients_of_update: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def preconditioner(self, feats: Any) -> dict[str, Any]:
         """Return η by block, of the update to be made or, after the last one, of that."""
-        return preconditioner(self._optimizer, self.module, feats, pending=self.pending)
+        with self.gradients_of_update() if self._pending else nullcontext():
+            return preconditioner(self._optimizer, self.module, feats, pending=self._pending)
+
+    def turn_to_last_update(self) -> bool:
+        """Mean the last update from now on; return whether one was made."""
+        self._pending = False
+        try:
+            return bool(learning_rates(self._optimizer, pending=False))
+        except ValueError:
+            return False
 
 
 @contextmanager
@@ -78,33 +98,38 @@ def evaluating(module: Any) -> Iterator[None]:
             part.training = training
 
 
-def probe_loss(loss: Callable[[Any, Any], Any] | None, labels: bool) -> Callable[[Any, Any], float]:
+def probe_loss(loss: Callable[[Any, Any], Any] | None, y_probe: Any) -> Callable[[Any, Any], float]:
     """Return a loss of arrays, outputs (N, C) and targets, from one of tensors.
 
     Parameters
     ----------
     loss : callable, optional
-        Of outputs and targets; by default the cross-entropy for class labels, else the mean squared error.
-    labels : bool
-        Whether targets are class labels, which arrive as one-hot rows where there are several outputs.
+        Of outputs and targets, which are class labels (N,), or else of the outputs' dtype; by default the cross-entropy
+        for class labels and the mean squared error for all others.
+    y_probe : Tensor (N,) or (N, C)
+        The targets as they were given. Integers (N,) or (N, 1) are class labels if there are several outputs.
     """
-    function = loss or (torch.nn.functional.cross_entropy if labels else torch.nn.functional.mse_loss)
+    labels = not y_probe.is_floating_point() and (y_probe.ndim == 1 or y_probe.shape[1] == 1)
 
     def of_arrays(predictions: Any, targets: Any) -> float:
-        f, y = torch.from_dlpack(predictions), torch.as_tensor(np.asarray(_on_host(targets)))
-        y = y.to(f.device)
+        f = torch.from_dlpack(predictions)
+        y = torch.tensor(to_numpy(targets), device=f.device)
         if labels and f.shape[1] > 1:
-            y = y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1).long()
-        elif f.numel() == y.numel():
-            f, y = f.reshape(y.shape), y.to(f.dtype)
+            # They come as one-hot rows, which is what losses of arrays take.
+            function, y = loss or torch.nn.functional.cross_entropy, y.argmax(1)
+        else:
+            function, y = loss or torch.nn.functional.mse_loss, y.to(f.dtype)
+            f = f.reshape(y.shape) if f.numel() == y.numel() else f
         with torch.no_grad():
             return float(function(f, y))
 
     return of_arrays
 
 
-def _on_host(array: Any) -> Any:
-    return array.get() if hasattr(array, "get") else array
+def _on_host(tensor: Any) -> npt.NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    # NumPy has no bfloat16; the bits tell as much.
+    return np.asarray(tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor)
 
 
 Parameters = Sequence[str] | Callable[[str, Any], bool] | None

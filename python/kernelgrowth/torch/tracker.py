@@ -41,8 +41,9 @@ class NTKTracker:
         Eigenpairs per tracked step.
     optimizer : torch.optim.Optimizer, optional
         Follow the kernel J diag(η_t) Jᵀ of its update instead of J Jᵀ: SGD with or without momentum, Adam, AdamW,
-        RMSprop; see `preconditioner`. `step` then has to be called after ``loss.backward()``, and before gradients are
-        set to zero; after the last one, η_t is that of the last update.
+        RMSprop; see `preconditioner`. `step` then has to be called when the gradients are those that the update will
+        be made of: after ``loss.backward()``, and after they are clipped or unscaled. At the end, η_t is that of the
+        last update.
     log : callable, optional
         Called as ``log(dict, step)`` with the numbers of each tracked step, after they are recorded: ``wandb.log`` and
         ``mlflow.log_metrics`` as they are, `loggers.tensorboard` of a writer.
@@ -53,8 +54,9 @@ class NTKTracker:
     metrics, x_test, outputs, kernel_budget
         As in `kernelgrowth.NTKTracker`; `x_test` as `x_probe`.
     loss : callable, optional
-        Of outputs and `y_probe`, tensors, for the series ``loss``: by default the cross-entropy where targets are
-        integers and there are several outputs, else the mean squared error.
+        Of outputs and `y_probe`, tensors, for the series ``loss``: by default the cross-entropy for class labels
+        (integers (N,) and several outputs), else the mean squared error. Labels arrive as integers, all other targets
+        in the outputs' dtype.
     batch_size, parameters, output, verify
         As in `gradient_features`.
 
@@ -101,11 +103,10 @@ class NTKTracker:
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable, got {type(function).__name__}")
         options = {"batch_size": batch_size, "parameters": parameters, "output": output, "verify": verify}
-        self._followed = (
+        self.followed = (
             FollowedModule(module, options) if optimizer is None else FollowedWithOptimizer(module, options, optimizer)
         )
         targets = y_probe.detach() if isinstance(y_probe, torch.Tensor) else torch.as_tensor(y_probe)
-        labels = not targets.is_floating_point()
         self._tracker = Tracker(
             ProbeInputs(x_probe, "x_probe"),
             targets,
@@ -118,7 +119,7 @@ class NTKTracker:
             outputs=outputs,
             kernel_budget=kernel_budget,
         )
-        self._loss = probe_loss(loss, labels)
+        self._loss = probe_loss(loss, targets)
         self._log = log
         self._steps = 0
         self._closed = False
@@ -147,28 +148,47 @@ class NTKTracker:
         -------
         bool
             Whether the step was tracked.
+
+        Raises
+        ------
+        RuntimeError
+            If the tracker is closed.
         """
+        if self._closed:
+            raise RuntimeError("this NTKTracker is closed: make a new one for another run")
         if step is not None:
             self._steps = check_integer("step", step, minimum=0)
-        tracked = self._update(loss, last=False)
-        self._steps += 1
+        try:
+            tracked = self._record(loss, last=False)
+            self._log_newest(tracked)
+        finally:
+            # Whoever catches what `log` raises can go on with the next step.
+            self._steps += 1
         return tracked
 
-    def close(self, status: str = "completed") -> None:
+    def close(self, status: str = "completed", *, track: bool = True) -> None:
         """Track the module as it is after the last update, and end the run; a second call does nothing.
 
         Parameters
         ----------
         status : {"completed", "interrupted", "diverged", "failed"}
             What the history will say of the run.
+        track : bool
+            Whether to track the module; not if it is no longer what the last update made of it. Where an optimizer is
+            followed that has made no update, there is nothing to track.
         """
         if self._closed or self._steps == 0:
             return
         self._closed = True
-        if isinstance(self._followed, FollowedWithOptimizer):
-            self._followed.pending = False
-        self._update(None, last=True)
-        self._tracker.close(status)
+        if track and isinstance(self.followed, FollowedWithOptimizer):
+            track = self.followed.turn_to_last_update()
+        try:
+            tracked = track and self._record(None, last=True)
+        except BaseException:
+            self._end("failed")
+            raise
+        self._end(status)
+        self._log_newest(tracked)
 
     def __enter__(self) -> NTKTracker:
         return self
@@ -180,10 +200,9 @@ class NTKTracker:
             self.close()
         elif issubclass(kind, KeyboardInterrupt):
             self.close("interrupted")
-        elif self._steps:
+        else:
             # The module may be what failed: what was recorded stays, and nothing is added.
-            self._closed = True
-            self._tracker.close("failed")
+            self.close("failed", track=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold so that a resumed run continues the series: numbers, texts and tensors.
@@ -198,14 +217,19 @@ class NTKTracker:
         if state["tracker"]:
             self._tracker.load_state_dict(_to_arrays(state["tracker"]))
 
-    def _update(self, loss: Any, *, last: bool) -> bool:
-        due = _Lazy(loss)
-        tracked = self._tracker.update(
-            self._followed, None, step=self._steps, loss=self._loss, train_loss=due, last=last
+    def _record(self, loss: Any, *, last: bool) -> bool:
+        return self._tracker.update(
+            self.followed, None, step=self._steps, loss=self._loss, train_loss=_Lazy(loss), last=last
         )
+
+    def _end(self, status: str) -> None:
+        # What could not even begin, in a folder of another run, has nothing to end.
+        if self._tracker.started:
+            self._tracker.close(status)
+
+    def _log_newest(self, tracked: bool) -> None:
         if tracked and self._log is not None:
             self._log(scalars(self.history), self._steps)
-        return tracked
 
 
 class _Lazy:

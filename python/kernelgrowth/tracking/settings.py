@@ -126,12 +126,15 @@ def _inputs(name: str, x: Any) -> Any:
     return array_namespace(array).ascontiguousarray(array)
 
 
-def describe_run(settings: Settings, probe: Probe, training: Any = None) -> dict[str, Any]:
+def describe_run(settings: Settings, probe: Probe, training: Any = None, net: Any = None) -> dict[str, Any]:
     """Return what ``run.json`` says of a run that starts: version, status, configuration and probe set.
 
-    `training` is a trainer's state; of its net, optimizer and loss what they tell of themselves is kept.
+    `training` is a trainer's state; of its net, optimizer and loss what they tell of themselves is kept. `net` is what
+    is followed; one with a preconditioner has another kernel than without, so that is said too.
     """
     config = asdict(settings)
+    if hasattr(net, "preconditioner"):
+        config["preconditioner"] = str(getattr(net, "preconditioned_by", "unnamed"))
     for name in ("net", "optimizer"):
         owner = getattr(training, name, None)
         if callable(getattr(owner, "config", None)):

@@ -170,9 +170,14 @@ class NTKTracker:
             return History(MemoryStore(), describe_run(self._settings, self._probe), [])
         return self._recorder.history
 
+    @property
+    def started(self) -> bool:
+        """Whether a run is followed, or was."""
+        return self._recorder is not None
+
     def on_start(self, state: TrackedTraining) -> None:
         """Claim the run folder, or find the place in it from which a resumed run continues."""
-        self._start(state.step, resume=state.resume, training=state)
+        self._start(state.step, resume=state.resume, net=state.net, training=state)
 
     def on_step(self, state: TrackedTraining) -> None:
         """Track the step if it is the first, the last, or due."""
@@ -233,7 +238,7 @@ class NTKTracker:
         """
         step = check_integer("step", step, minimum=0)
         if self._recorder is None or self._restored is not None:
-            self._start(step, resume=self._restored is not None, training=None)
+            self._start(step, resume=self._restored is not None, net=net, training=None)
         if step <= self._newest_step_seen:
             raise ValueError(f"step must be larger than {self._newest_step_seen}, that of the call before, got {step}")
         self._newest_step_seen = step
@@ -287,11 +292,11 @@ class NTKTracker:
     def _everything(self) -> int:
         return len(self._probe.x)
 
-    def _start(self, step: int, *, resume: bool, training: Any) -> None:
+    def _start(self, step: int, *, resume: bool, net: Any, training: Any) -> None:
         if self._recorder is not None and not resume:
             raise ValueError("this NTKTracker holds a run already: make a new one for another run")
         state = TrackerState.from_dict(self._restored, step) if self._restored else None
-        info = describe_run(self._settings, self._probe, training)
+        info = describe_run(self._settings, self._probe, training, net)
         store = open_store(self._out, info, state, step, resume=resume)
         state = TrackerState() if state is None else state
         first, limit = None, self._settings.max_overhead
