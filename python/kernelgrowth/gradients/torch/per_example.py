@@ -38,8 +38,8 @@ def fill_per_example(
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                     _vectorised(forward, part, rows, parameters)
                 continue
-            # What vmap cannot do it says in errors of many kinds.
-            except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            # What vmap cannot do it says in errors of many kinds; one that is the module's own is raised again below.
+            except (RuntimeError, ValueError, TypeError):
                 vectorised = False
         _one_by_one(forward, part, rows, parameters)
 
