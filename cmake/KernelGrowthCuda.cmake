@@ -23,7 +23,7 @@ if(KERNELGROWTH_CUDA STREQUAL "AUTO")
 endif()
 
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)

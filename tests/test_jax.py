@@ -10,6 +10,7 @@ jax = pytest.importorskip("jax", reason="JAX is not installed")
 import jax.numpy as jnp  # noqa: E402
 
 import kernelgrowth as kg  # noqa: E402
+from kernelgrowth._backend.arrays import to_numpy  # noqa: E402
 from kernelgrowth.gradients.jax import gradient_features  # noqa: E402
 
 
@@ -34,14 +35,15 @@ def apply_mlp(params, x):
 
 
 def exact_kernel(apply_fn, params, x):
-    jacobian = jax.jacrev(lambda p: apply_fn(p, x).reshape(len(jax.tree_util.tree_leaves(x)[0]), -1))(params)
+    with jax.default_matmul_precision("highest"):
+        jacobian = jax.jacrev(lambda p: apply_fn(p, x).reshape(len(jax.tree_util.tree_leaves(x)[0]), -1))(params)
     rows = [np.asarray(j, np.float64).reshape(*j.shape[:2], -1) for j in jax.tree_util.tree_leaves(jacobian)]
     rows = np.concatenate(rows, axis=2)
     return np.einsum("ncp,mep->nmce", rows, rows)
 
 
 def assert_same(kernel, exact, dtype):
-    kernel = np.asarray(kernel)
+    kernel = np.asarray(to_numpy(kernel))
     exact = exact[:, :, 0, 0] if exact.shape[2] == 1 else exact
     diagonal = np.einsum("nncc->nc", exact) if exact.ndim == 4 else np.diag(exact)
     scale = np.sqrt(np.einsum("nc,me->nmce", diagonal, diagonal) if exact.ndim == 4 else np.outer(diagonal, diagonal))
@@ -56,7 +58,21 @@ def test_plain_functions(widths, dtype):
     kernel = kg.empirical_ntk(feats)
     assert isinstance(kernel, jax.Array)
     assert_same(kernel, exact_kernel(apply_mlp, params, x), dtype)
-    np.testing.assert_allclose(feats.predictions, apply_mlp(params, x), rtol=1e-6)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(to_numpy(feats.predictions), apply_mlp(params, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [None, "tensorfloat32"])
+def test_products_are_not_rounded_unless_that_was_chosen(chosen):
+    seen = set()
+
+    def apply_fn(params, x):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return apply_mlp(params, x)
+
+    with jax.default_matmul_precision(chosen):
+        gradient_features(apply_fn, mlp((5, 4, 3), "float32"), jnp.ones((3, 5), jnp.float32))
+    assert seen == {chosen or "highest"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -90,7 +106,7 @@ def test_outputs_and_preconditioner(dtype):
     np.testing.assert_allclose(total, exact.sum((2, 3)), rtol=1e-3, atol=1e-4)
     feats = gradient_features(apply_mlp, params, x, output=lambda y: y[:, 1])
     assert_same(kg.empirical_ntk(feats), exact[:, :, 1:2, 1:2], dtype)
-    rates = {name: np.full(block.num_parameters, 4.0, dtype) for name, block in feats.items()}
+    rates = {name: jnp.full(block.num_parameters, 4.0, dtype) for name, block in feats.items()}
     assert_same(kg.empirical_ntk(feats, preconditioner=rates), 4.0 * exact[:, :, 1:2, 1:2], dtype)
 
 

@@ -224,7 +224,8 @@ def test_it_is_the_kernel_of_cupy_arrays(gpu):
             )
     with LargestTile(20_000):
         found = empirical_ntk(features, devices=0)
-    assert np.array_equal(found, empirical_ntk(GradientFeatures(blocks)).get())
+    # A GPU may take another kernel for tiles than for the whole, and add up in another order.
+    gpu.agree(gpu(found), empirical_ntk(GradientFeatures(blocks)).get(), tolerance=0)
 
 
 # How little is copied, and how much is held

@@ -556,8 +556,31 @@ class TestTheModuleIsLeftAsItWas:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(kernel_of(single, x.float()), wanted)
 
+    def test_float32_is_not_rounded_to_tf32(self, x):
+        backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+        seen = []
+
+        class Watched(nn.Linear):
+            def forward(self, x):
+                seen.append(any(backend.allow_tf32 for backend in backends))
+                return super().forward(x)
+
+        before = [backend.allow_tf32 for backend in backends]
+        try:
+            for backend in backends:
+                backend.allow_tf32 = True
+            gradient_features(Watched(8, 2).double(), x)
+            assert seen
+            assert not any(seen)
+            assert all(backend.allow_tf32 for backend in backends)
+        finally:
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed
+
     def test_wrapped_modules(self, x):
-        module = mlp(8, 6, 2)
+        # Data parallelism takes its module to the first GPU.
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        module, x = mlp(8, 6, 2).to(device), x.to(device)
         wanted = kernel_of(module, x)
         assert torch.equal(kernel_of(nn.DataParallel(module), x), wanted)
         compiled = torch.compile(module, backend="eager")

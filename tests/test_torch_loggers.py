@@ -20,6 +20,9 @@ pytestmark = [
     # Of what these packages do among themselves: MLflow with SQLAlchemy, Lightning with PyTorch.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
     pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated:FutureWarning"),
+    # Of machines with a GPU, and with many processors.
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+    pytest.mark.filterwarnings("ignore:The .train_dataloader. does not have many workers"),
 ]
 
 

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cuda/tiles.hpp"
+#include "kernelgrowth/precision.hpp"
 
 namespace kernelgrowth::cuda {
 
@@ -34,10 +35,14 @@ inline void check(cudaError_t status, const char* doing) {
     throw std::runtime_error(std::string(doing) + ": CUDA says: " + cudaGetErrorString(status));
 }
 
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
+inline int current_device() {
+  int device = 0;
   check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "device");
+  return device;
+}
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "device");
   return value;
 }
 // Bytes of shared memory that a block of the current device may have.
@@ -70,6 +75,18 @@ inline void download(void* host, const void* device, std::size_t bytes, void* st
   check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)), "download");
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "download");
 }
+// Memory of the current device, for what is done once: taking and giving it back waits for the device.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(std::size_t bytes) { check(cudaMalloc(&data_, bytes), "memory"); }
+  ~DeviceMemory() { cudaFree(data_); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+};
 // Rows within the device; pitches and widths in bytes.
 inline void copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
                       std::size_t rows, void* stream) {
@@ -81,7 +98,7 @@ inline void copy_rows(void* to, std::size_t to_pitch, const void* from, std::siz
 // All dynamic: kernels are told how much they have.
 template <class T>
 __device__ T* shared_memory() {
-  extern __shared__ __align__(128) unsigned char kernelgrowth_shared[];
+  extern __shared__ __align__(1024) unsigned char kernelgrowth_shared[];
   return reinterpret_cast<T*>(kernelgrowth_shared);
 }
 

@@ -4,6 +4,7 @@
 
 #include "cuda/device.hpp"
 #include "cuda/gram_kernel.hpp"
+#include "cuda/warpgroups.hpp"
 
 namespace kernelgrowth::cuda {
 
@@ -23,9 +24,18 @@ struct Shape {
   }
 };
 
+// What is true of policies whose sums are made when `multiply` returns.
+struct AtOnce {
+  // Chunks whose products may still be under way.
+  static constexpr int under_way = 0;
+  __device__ static void after_copies() {}
+  template <class Sums>
+  __device__ static void finish(Sums&) {}
+};
+
 // Tensor cores, of float sums: steps of 32 bytes of the vectors, 16 x 8 numbers at a time.
 template <Precision precision, class Shape>
-struct TensorCores {
+struct TensorCores : AtOnce {
   using Number = float;
   static constexpr int down = Shape::warp_rows / 16, across = Shape::warp_columns / 8, count = down * across * 4;
   static_assert(across % 2 == 0, "columns are read sixteen at a time");
@@ -94,9 +104,35 @@ struct TensorCores {
   }
 };
 
+// Tensor cores as four warps together use them; its numbers lie as those of `TensorCores`.
+template <Precision precision, class Shape>
+struct Warpgroups : TensorCores<precision, Shape> {
+  using Base = TensorCores<precision, Shape>;
+  static constexpr int count = Base::count, under_way = 1;
+  static_assert(Shape::warp_rows == 16 && Shape::warp_columns == 128 && count == warpgroup_count);
+
+  __device__ static void after_copies() { show_copies_to_tensor_cores(); }
+
+  __device__ static void multiply(const unsigned char* left, const unsigned char* right, float (&sums)[count]) {
+    const int first_row = static_cast<int>(threadIdx.x) / (4 * warp_size) * 64;
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < pieces / 2; ++step) {
+      multiply_warpgroup<precision>(sums, left + first_row * chunk_bytes, right, step);
+    }
+    commit_products();
+    wait_products<under_way>();
+  }
+
+  __device__ static void finish(float (&sums)[count]) {
+    wait_products<0>();
+    are_written(sums);
+  }
+};
+
 // Tensor cores of double: 8 x 8 numbers at a time.
 template <class Shape>
-struct TensorCores<Precision::float64, Shape> {
+struct TensorCores<Precision::float64, Shape> : AtOnce {
   using Number = double;
   static constexpr int down = Shape::warp_rows / 8, across = Shape::warp_columns / 8, count = down * across * 2;
 
@@ -138,7 +174,7 @@ struct TensorCores<Precision::float64, Shape> {
 // Without tensor cores: each thread multiplies some rows with some columns, pieces of 16 bytes at a time. A warp's
 // threads are 2 x 16 of them.
 template <class T, class Shape>
-struct Simt {
+struct Simt : AtOnce {
   using Number = T;
   static constexpr int deep = 2, wide = 16, down = Shape::warp_rows / deep, across = Shape::warp_columns / wide;
   static constexpr int count = down * across, elements = static_cast<int>(piece_bytes / sizeof(T));

@@ -43,8 +43,10 @@ enum class Order { forwards, backwards };
 struct Device {
   int shared_memory = 99 * 1024, multiprocessors = 132;
   Order order = Order::forwards;
+  bool warpgroups = false;
 };
 inline Device device;
+inline long warpgroup_products = 0;  // a thread's, of a step each
 
 // A meeting of some threads: the last to arrive does what all wait for.
 struct Meeting {
@@ -64,8 +66,9 @@ struct Fiber {
   dim3 thread;
   unsigned index = 0;
   bool finished = false;
-  std::vector<std::vector<Copy>> groups{1};  // of copies under way; the last one is not closed yet
-  const void* operand = nullptr;             // what a thread brings to a warp's meeting
+  std::vector<std::vector<std::function<void()>>> products{1};  // of warpgroups, likewise
+  std::vector<std::vector<Copy>> groups{1};                     // of copies under way; the last one is not closed yet
+  const void* operand = nullptr;                                // what a thread brings to a warp's meeting
   void* fake_stack = nullptr;
 };
 
@@ -233,6 +236,17 @@ inline void run_block(const std::function<void()>& body, dim3 place, dim3 grid, 
 
 }  // namespace emulated
 
+inline int current_device() {
+  return 0;
+}
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(std::size_t bytes) : bytes_(bytes) {}
+  void* data() { return bytes_.data(); }
+
+ private:
+  std::vector<unsigned char> bytes_;
+};
 inline int shared_memory_limit() {
   return emulated::device.shared_memory;
 }
@@ -340,14 +354,16 @@ struct Product {
 
 // `elements` of a word: two bfloat16, or one float of which the lowest bits are not read.
 template <int elements>
+double element_of(std::uint32_t word, int element) {
+  const std::uint32_t bits = elements == 2 ? (element == 0 ? word << 16 : word & 0xffff0000u) : word & 0xffffe000u;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return static_cast<double>(value);
+}
+
+template <int elements>
 void multiply(int kind, float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
   Product mine{c, a, {b0, b1}};
-  auto read = [](std::uint32_t word, int element) {
-    const std::uint32_t bits = elements == 2 ? (element == 0 ? word << 16 : word & 0xffff0000u) : word & 0xffffe000u;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return static_cast<double>(value);
-  };
   warp_meeting(kind, mine, [&](Product** lanes) {
     for (unsigned i = 0; i < warp_size; ++i) {
       for (unsigned r = 0; r < 4; ++r) {
@@ -357,7 +373,7 @@ void multiply(int kind, float (&c)[4], const std::uint32_t (&a)[4], std::uint32_
           for (unsigned t = 0; t < 4; ++t) {
             const std::uint32_t left = lanes[row % 8 * 4 + t]->a[row / 8 + 2 * half];
             const std::uint32_t right = lanes[column * 4 + t]->b[half];
-            for (int e = 0; e < elements; ++e) sum += read(left, e) * read(right, e);
+            for (int e = 0; e < elements; ++e) sum += element_of<elements>(left, e) * element_of<elements>(right, e);
           }
         }
         lanes[i]->c[r] = towards_zero(sum);
@@ -385,6 +401,57 @@ inline void multiply_f64(double (&c)[2], double a, double b) {
         for (unsigned t = 0; t < 4; ++t) lanes[i]->c[r] += lanes[row * 4 + t]->a * lanes[column * 4 + t]->b;
       }
     }
+  });
+}
+
+constexpr int warpgroup_count = 64;
+inline bool has_warpgroups() {
+  return emulated::device.warpgroups;
+}
+inline void show_copies_to_tensor_cores() {}
+inline void begin_products() {}
+inline void commit_products() {
+  emulated::self().products.emplace_back();
+}
+// Products read shared memory, and write sums, no sooner than they are waited for.
+template <int left>
+void wait_products() {
+  auto& products = emulated::self().products;
+  while (products.size() > left + 1u) {
+    for (const auto& product : products.front()) product();
+    products.erase(products.begin());
+  }
+}
+inline void are_written(float (&)[warpgroup_count]) {}
+
+namespace emulated {
+
+template <int elements>
+void multiply_warpgroup(float* c, const unsigned char* left, const unsigned char* right, int step, unsigned thread) {
+  const unsigned lane = thread % warp_size, first_row = thread / warp_size % 4 * 16;
+  auto word = [step](const unsigned char* rows, Index row, int w) {
+    std::uint32_t bits;
+    std::memcpy(&bits, rows + place_in_tile<4>(row, 2 * step + w / 4) + w % 4 * 4, sizeof bits);
+    return bits;
+  };
+  for (int i = 0; i < warpgroup_count; ++i) {
+    const Index row = first_row + fragment_row(lane, i % 4), column = i / 4 * 8 + fragment_column(lane, i % 4);
+    double sum = c[i];
+    for (int w = 0; w < 8; ++w) {
+      const std::uint32_t a = word(left, row, w), b = word(right, column, w);
+      for (int e = 0; e < elements; ++e) sum += element_of<elements>(a, e) * element_of<elements>(b, e);
+    }
+    c[i] = towards_zero(sum);
+  }
+}
+
+}  // namespace emulated
+
+template <Precision precision>
+void multiply_warpgroup(float (&c)[warpgroup_count], const unsigned char* left, const unsigned char* right, int step) {
+  ++emulated::warpgroup_products;
+  emulated::self().products.back().push_back([&c, left, right, step, thread = emulated::self().thread.x] {
+    emulated::multiply_warpgroup<precision == Precision::bf16 ? 2 : 1>(c, left, right, step, thread);
   });
 }
 

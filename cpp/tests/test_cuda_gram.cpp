@@ -45,7 +45,8 @@ template <class T>
 void random_case(Random& random, Precision precision) {
   cuda::emulated::device = {
       random.integer(0, 1) == 1 ? 227 * 1024 : 99 * 1024, random.integer(0, 1) == 1 ? 0 : 132,
-      random.integer(0, 1) == 1 ? cuda::emulated::Order::forwards : cuda::emulated::Order::backwards};
+      random.integer(0, 1) == 1 ? cuda::emulated::Order::forwards : cuda::emulated::Order::backwards,
+      random.integer(0, 1) == 1};
   const GramCase<T> c(random);
   const std::vector<Term<T>> terms = c.views();
   cuda::GramOptions options;
@@ -72,6 +73,26 @@ void random_case(Random& random) {
   static constexpr Precision all[] = {Precision::bf16, Precision::tf32, Precision::float32, Precision::simt};
   const index_t which = random.integer(0, 4);
   which == 4 ? random_case<double>(random, Precision::float64) : random_case<float>(random, all[which]);
+}
+
+// Large tiles are multiplied by warpgroups on devices that have them, once these have been tried.
+void warpgroups_are_used() {
+  cuda::emulated::device = {227 * 1024, 132, cuda::emulated::Order::forwards, true};
+  const std::vector<unsigned char> rows(cuda::large_tile * cuda::chunk_bytes, 0);
+  float result = 1;
+  cuda::GramArguments<float> arguments;
+  arguments.count = 1;
+  arguments.terms[0].first = {{rows.data(), 0, 0}, {rows.data(), 0, 0}, cuda::chunk_bytes};
+  arguments.out.data = &result;
+  arguments.out.rows = arguments.out.columns = arguments.out.row_stride = 1;
+  for (const Precision precision : {Precision::bf16, Precision::tf32, Precision::float32}) {
+    cuda::launch_gram<float>(arguments, precision, true, nullptr);
+    const long before = cuda::emulated::warpgroup_products;
+    cuda::launch_gram<float>(arguments, precision, true, nullptr);
+    const long steps = cuda::pieces / 2, threads = 256;
+    CHECK(cuda::emulated::warpgroup_products - before == (precision == Precision::float32 ? 0 : steps * threads));
+    CHECK(result == 0);
+  }
 }
 
 // Rectangles and triangles of tiles are covered once, whatever their sizes.
@@ -158,6 +179,7 @@ void entries_are_written_once() {
 
 int main(int argc, char** argv) {
   tiles_are_covered_once();
+  warpgroups_are_used();
   pieces_have_places<4>();
   pieces_have_places<8>();
   entries_are_written_once();

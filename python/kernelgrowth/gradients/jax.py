@@ -76,6 +76,8 @@ def gradient_features(
 
     Notes
     -----
+    Products are made at the highest precision, unless ``jax_default_matmul_precision`` or the function says otherwise.
+
     One forward sweep, and for each chunk of parameters a forward and C backward sweeps. A function of another library
     may be closed over what cannot be differentiated: ``eqx.partition(model, eqx.is_inexact_array)`` gives Equinox's
     `params`, ``nnx.split(model)`` Flax NNX's.
@@ -212,7 +214,9 @@ def _compiled(apply_fn: Any, output: Any, total: bool) -> _Sweep:
 
 def _make(apply_fn: Any, output: Any, total: bool) -> _Sweep:
     def outputs(params: Any, x: Any) -> Any:
-        result = apply_fn(params, x)
+        # On a GPU JAX would round the factors of float32 products to TF32, and its gradients with them.
+        with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest"):
+            result = apply_fn(params, x)
         if output is not None:
             result = output(result)
         n = jax.tree_util.tree_leaves(x)[0].shape[0]

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,6 +32,9 @@ _Piece = tuple[Callable[[], object], slice, slice, bool]
 
 # More bytes (4096 rows in float32) make a tile hardly any faster, and what a kill loses is one tile.
 LARGEST_TILE = 64 * 2**20
+
+# Fewer bytes are copied before threads have started.
+_THREADED = 4 * 2**20
 
 
 class TiledKernel:
@@ -72,6 +76,7 @@ class TiledKernel:
         self._roots = check_preconditioner(head, preconditioner)
         self._held = self._examples.held_bytes + sum(root.nbytes for pair in self._roots.values() for root in pair)
         self._outputs, self._shape, self._dtype = outputs, shape, feats.dtype
+        self._threads = threads
         self._limit, self._precision, self._on_gpus = memory_limit, precision, len(gpus) > 0
         self._counts = (sources[0].num_examples, sources[1].num_examples)
         self._chunks = tuple(source.chunk_size if isinstance(source, ChunkedFeatures) else None for source in sources)
@@ -219,8 +224,18 @@ class TiledKernel:
         if self._symmetric and rows != columns:
             places.append((self._index(columns, rows), self._mirrored(values)))
         for index, part in places:
-            # Other libraries would make such a copy themselves, uncounted.
-            out[index] = part if isinstance(out, np.ndarray) else np.ascontiguousarray(part)
+            if isinstance(out, np.ndarray):
+                self._copy(part, out[index])
+            else:  # other libraries would make such a copy themselves, uncounted
+                out[index] = np.ascontiguousarray(part)
+
+    def _copy(self, part: FloatArray, target: FloatArray) -> None:
+        """Copy with all threads: one alone, and what is transposed above all, is slower than a GPU computes."""
+        threads = self._threads if part.nbytes >= _THREADED else 1
+        axis = 0 if len(self._shape) == 4 else part.ndim - 2
+        strips = [np.array_split(array, threads, axis) for array in (target, part)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(np.copyto, *strips))
 
     def _begin(self, rows: Range, columns: Range, held: int) -> tuple[FloatArray, list[_Piece]]:
         """Begin to compute a tile, as matrices, from pieces that lie in one chunk of each side."""

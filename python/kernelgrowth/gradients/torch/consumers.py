@@ -146,7 +146,8 @@ def _normalized_by_batch(node: Any) -> Any:
     if bool(node._saved_training):
         mean, rstd = node._saved_result1, node._saved_result2
     else:
-        mean, rstd = node._saved_running_mean, (node._saved_running_var + float(node._saved_eps)).rsqrt()
+        epsilon = node._saved_epsilon if hasattr(node, "_saved_epsilon") else node._saved_eps  # cuDNN's, and others
+        mean, rstd = node._saved_running_mean, (node._saved_running_var + float(epsilon)).rsqrt()
     shape = (1, -1, *(1,) * (x.ndim - 2))
     return (x - mean.reshape(shape)) * rstd.reshape(shape)
 

@@ -85,6 +85,21 @@ def unwrapped(module: Any) -> Any:
             return module
 
 
+@contextlib.contextmanager
+def _without_tf32(backend: Any) -> Iterator[None]:
+    """Compute float32 in float32: PyTorch lets cuDNN's convolutions round to TF32 unless it is told otherwise."""
+    try:
+        allowed = backend.allow_tf32
+    except RuntimeError:  # convolutions and recurrences were told different things by PyTorch's other switch
+        yield
+        return
+    backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        backend.allow_tf32 = allowed
+
+
 def check_module(module: Any) -> None:
     """Refuse a module whose outputs are random or depend on the other examples of a batch, by the part that does it.
 
@@ -237,6 +252,8 @@ class Forward:
             # Backward sweeps would take the caller's precision too.
             for kind in ("cpu", "cuda"):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+                stack.enter_context(_without_tf32(backend))
             before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in devices)]
             try:
                 yield
