@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from kernelgrowth.spectra import nystrom as nystrom
     from kernelgrowth.tracking import History as History
     from kernelgrowth.tracking import NTKTracker as NTKTracker
+    from kernelgrowth.tracking import Runs as Runs
     from kernelgrowth.tracking import load_run as load_run
+    from kernelgrowth.tracking import load_runs as load_runs
     from kernelgrowth.training import Callback as Callback
     from kernelgrowth.training import optim as optim
     from kernelgrowth.training import train as train
@@ -98,7 +100,7 @@ _HOMES = {
     "gradients": ("ChunkedFeatures", "Embedding", "GradientFeatures", "OuterProduct", "Rows"),
     "kernels": ("NTKOperator", "empirical_ntk", "stack"),
     "spectra": ("EigenTracker", "StreamingTopK", "eigsh", "nystrom"),
-    "tracking": ("History", "NTKTracker", "load_run"),
+    "tracking": ("History", "NTKTracker", "Runs", "load_run", "load_runs"),
     "training": ("Callback", "optim", "train"),
 }
 

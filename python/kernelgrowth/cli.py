@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = ["build_app", "main"]
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 _OWN_ERROR = 1
+# Series that `watch` shows, and what it calls them.
+_WATCHED = {"loss": "loss", "kernel_norm": "‖K‖", "alignment": "A", "rotation": "rotation"}
 _OPTIONAL = ("typer", "rich", "matplotlib", "jinja2", "scikit-learn", "torch", "jax", "cupy-cuda13x")
 
 
@@ -145,6 +148,16 @@ def build_app() -> "typer.Typer":
             from kernelgrowth.experiments import report_run
 
             _say_result(report_run(folder))
+
+    @app.command()
+    def watch(
+        context: typer.Context,
+        folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or of runs.")],
+        every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
+    ) -> None:
+        """Show recorded runs while they are written, until all have ended or Ctrl-C is pressed."""
+        with _one_line_errors(context.obj):
+            _watch(folder, every)
 
     @app.command()
     def download(
@@ -290,6 +303,42 @@ def _counting(quiet: bool) -> "Iterator[Callable[[int, int], None] | None]":
     with Progress(TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("runs", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _watch(folder: Path, every: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    table, running = _table_of_runs(folder)
+    if not (running and console.is_terminal):
+        console.print(table)
+        return
+    with Live(table, console=console, auto_refresh=False) as live:
+        while running:
+            time.sleep(every)
+            table, running = _table_of_runs(folder)
+            live.update(table, refresh=True)
+
+
+def _table_of_runs(folder: Path) -> tuple[Any, bool]:
+    """Return what to show of the runs in a folder, and whether one of them goes on."""
+    from rich.table import Table
+
+    from kernelgrowth.tracking import load_runs
+
+    runs = load_runs([folder, folder / "**"])
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "status", "step"):
+        table.add_column(name, justify="right" if name == "step" else "left")
+    for title in _WATCHED.values():
+        table.add_column(title, justify="right")
+    for path, history in runs.items():
+        newest = history.newest() if len(history.steps) else {}
+        numbers = [f"{newest[name]:.3g}" if name in newest else "" for name in _WATCHED]
+        name = os.path.relpath(path, folder) if Path(path) != folder else path
+        table.add_row(name, history.status, str(newest.get("step", "")), *numbers)
+    return table, any(history.status == "running" for history in runs.values())
 
 
 def _say_result(result: "ExperimentResult") -> None:
