@@ -78,7 +78,11 @@ inline void download(void* host, const void* device, std::size_t bytes, void* st
 // Memory of the current device, for what is done once: taking and giving it back waits for the device.
 class DeviceMemory {
  public:
-  explicit DeviceMemory(std::size_t bytes) { check(cudaMalloc(&data_, bytes), "memory"); }
+  explicit DeviceMemory(std::size_t bytes) {
+    const cudaError_t status = cudaMalloc(&data_, bytes);
+    if (status != cudaSuccess) cudaGetLastError();  // or the next launch would be told of it
+    check(status, "memory");
+  }
   ~DeviceMemory() { cudaFree(data_); }
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <vector>
 
 #include "cuda/device.hpp"
@@ -329,7 +330,13 @@ bool warpgroups_multiply(void* stream) {
   if (!has_warpgroups() || Warpgroup<precision>::shared_bytes > shared_memory_limit()) return false;
   const std::lock_guard lock(mutex);
   const auto [found, is_new] = known.try_emplace(current_device(), false);
-  if (is_new) found->second = agree<Warpgroup<precision>, Large<precision>, precision>(stream);
+  if (is_new) {
+    try {
+      found->second = agree<Warpgroup<precision>, Large<precision>, precision>(stream);
+    } catch (const std::runtime_error&) {
+      // Without memory for the trial, kernels that need none serve as well.
+    }
+  }
   return found->second;
 }
 
