@@ -114,6 +114,11 @@ class TestWatch:
         assert main(["watch", str(sweep / "b")]) == 0
         assert len(capsys.readouterr().out.splitlines()) == 2
 
+    def test_of_a_folder_that_would_be_a_pattern(self, tmp_path, capsys):
+        record(tmp_path / "sigma[0.5]" / "seed=*")
+        assert main(["watch", str(tmp_path / "sigma[0.5]")]) == 0
+        assert "seed=*" in capsys.readouterr().out
+
     def test_of_no_run(self, tmp_path, capsys):
         assert main(["watch", str(tmp_path)]) == 2
         assert "no recorded run there" in capsys.readouterr().err

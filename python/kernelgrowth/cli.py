@@ -6,6 +6,7 @@ There is a traceback only with ``--debug``. Everything heavy is imported inside 
 
 # No "from __future__ import annotations" here: typer reads annotations that name local imports.
 
+import glob
 import io
 import json
 import os
@@ -327,7 +328,7 @@ def _table_of_runs(folder: Path) -> tuple[Any, bool]:
 
     from kernelgrowth.tracking import load_runs
 
-    runs = load_runs([folder, folder / "**"])
+    runs = load_runs([folder, os.path.join(glob.escape(str(folder)), "**")])
     table = Table(box=None, pad_edge=False)
     for name in ("run", "status", "step"):
         table.add_column(name, justify="right" if name == "step" else "left")
