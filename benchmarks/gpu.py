@@ -183,6 +183,18 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / _seconds({"copy": lambda: cupy.copyto(target, source)})["copy"]
 
 
+def error_of_rows(kernel: Any, layers: list[tuple[Any, Any]], count: int = 64) -> float:
+    """Return the largest error, relative to sqrt(K_ii K_jj), of a kernel's first and last rows, NaN if one is."""
+    factors = [(a.astype("float64"), d.astype("float64")) for a, d in layers]
+    diagonal = sum((a * a).sum(1) * (d * d).sum(1) for a, d in factors)
+    found = []
+    for part in (slice(0, count), slice(-count, None)):
+        wanted = sum((a[part] @ a.T) * (d[part] @ d.T) for a, d in factors)
+        sizes = (diagonal[part][:, None] * diagonal[None, :]) ** 0.5
+        found.append(float((abs(kernel[part] - wanted) / sizes).max()))
+    return float(np.max(found))
+
+
 def speeds() -> Iterator[dict[str, Any]]:
     """Yield for each problem and precision the times, and the rate in needed operations."""
     import cupy
@@ -202,9 +214,12 @@ def speeds() -> Iterator[dict[str, Any]]:
         seconds = _seconds(contenders)
         composed = [taken for peer, taken in seconds.items() if peer.endswith("composed")]
         square = seconds.get("torch, square product")
+        error = error_of_rows(empirical_ntk(feats, precision=precision), arrays)
         yield {
             "name": name,
             "precision": precision,
+            "error": error,
+            "ok": error <= _PROMISED[precision],
             "flops": flops,
             "seconds": seconds,
             "rate": flops / seconds["kernelgrowth"],
@@ -243,7 +258,8 @@ def _speed(result: dict[str, Any]) -> str:
     line += f"{result['rate'] / 1e12:7.1f} TFLOP/s"
     if result["ceiling"]:
         line += f", {result['rate'] / result['ceiling']:4.0%} of a square product's"
-    return line + (f", {result['times']:5.2f} times as fast as composed" if result["times"] else "")
+    line += f", {result['times']:5.2f} times as fast as composed" if result["times"] else ""
+    return f"{line}, error {_verdict(result)}"
 
 
 def described(result: dict[str, Any]) -> str:

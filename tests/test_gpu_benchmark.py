@@ -46,6 +46,25 @@ def test_products_and_eigenpairs_are_the_cpus(module):
     assert all(result["ok"] for result in results)
 
 
+def test_large_tiles_are_compared(module):
+    results = list(gpu.errors_of_large_tiles(20))
+    assert [result["precision"] for result in results] == ["float32", "tf32", "bf16"]
+    assert all(result["ok"] for result in results)
+
+
+def test_rows_of_what_is_timed_are_compared():
+    rng = np.random.default_rng(0)
+    layers = [(rng.standard_normal((30, 5)), rng.standard_normal((30, 4))) for _ in range(2)]
+    kernel = sum((a @ a.T) * (d @ d.T) for a, d in layers)
+    assert gpu.error_of_rows(kernel, layers, 8) < 1e-14
+    for place in ((2, 20), (29, 0)):
+        wrong = kernel.copy()
+        wrong[place] += 1e-2 * kernel.max()
+        assert gpu.error_of_rows(wrong, layers, 8) > 1e-3
+        wrong[place] = np.nan
+        assert np.isnan(gpu.error_of_rows(wrong, layers, 8))
+
+
 def test_experiments_say_what_was_measured(module):
     for result in (
         gpu_experiments.solver((6, 9, 1), 300, 3),

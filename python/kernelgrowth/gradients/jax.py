@@ -217,8 +217,8 @@ def _make(apply_fn: Any, output: Any, total: bool) -> _Sweep:
         # On a GPU JAX would round the factors of float32 products to TF32, and its gradients with them.
         with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest"):
             result = apply_fn(params, x)
-        if output is not None:
-            result = output(result)
+            if output is not None:
+                result = output(result)
         n = jax.tree_util.tree_leaves(x)[0].shape[0]
         shape = getattr(result, "shape", None)
         if shape is None or len(shape) not in (1, 2) or shape[0] != n:

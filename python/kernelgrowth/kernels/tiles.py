@@ -231,10 +231,12 @@ class TiledKernel:
 
     def _copy(self, part: FloatArray, target: FloatArray) -> None:
         """Copy with all threads: one alone, and what is transposed above all, is slower than a GPU computes."""
-        threads = self._threads if part.nbytes >= _THREADED else 1
+        if self._threads == 1 or part.nbytes < _THREADED:
+            np.copyto(target, part)
+            return
         axis = 0 if len(self._shape) == 4 else part.ndim - 2
-        strips = [np.array_split(array, threads, axis) for array in (target, part)]
-        with ThreadPoolExecutor(threads) as pool:
+        strips = [np.array_split(array, self._threads, axis) for array in (target, part)]
+        with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(np.copyto, *strips))
 
     def _begin(self, rows: Range, columns: Range, held: int) -> tuple[FloatArray, list[_Piece]]:
