@@ -151,7 +151,7 @@ def test_bad_arguments_are_one_line(quick, tmp_path, failing):
     [
         kg.MemoryLimitError("a kernel needs 2 GiB", needed=2**31, limit=1),
         MemoryError("unable to allocate"),
-        kg.RunFolderError("series.jsonl: cannot write: No space left on device"),
+        kg.RunFolderError("tail.jsonl: cannot write: No space left on device"),
         kg.BackendError("no CUDA device"),
         FileNotFoundError(2, "No such file", "x"),
     ],
@@ -214,9 +214,9 @@ def interrupt(folder: Path, *arguments: object) -> tuple[int, str]:
     """Run a command, press Ctrl-C once it has recorded something, and return exit status and stderr."""
     command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        series, deadline = folder / "series.jsonl", time.monotonic() + 60
+        series, deadline = folder / "tail.jsonl", time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if series.exists() and series.read_bytes().count(b"\n") >= 5:
+            if series.exists() and series.read_bytes().count(b"\n") >= 6:
                 break
             os.sched_yield()
         process.send_signal(signal.SIGINT)

@@ -43,12 +43,13 @@ KEYS = (
 FILES = {
     "experiment.toml",
     "experiment.json",
-    "run.json",
-    "series.jsonl",
+    "zarr.json",
+    "tail.jsonl",
+    "series",
     "kernels",
-    "probe.npz",
-    "first.npz",
-    "last.npz",
+    "probe",
+    "first",
+    "last",
     "checkpoint.npz",
     "predictions.npz",
     "summary.json",
@@ -146,7 +147,9 @@ def test_a_report_from_the_folder_alone_is_the_same(finished, tmp_path):
     (folder / "kernels").mkdir()
     for path in finished.folder.rglob("*"):
         if path.is_file() and path.suffix not in (".png", ".html"):
-            (folder / path.relative_to(finished.folder)).write_bytes(path.read_bytes())
+            copy = folder / path.relative_to(finished.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
     again = report_run(folder)
     assert (folder / "summary.json").read_text() == (finished.folder / "summary.json").read_text()
     for name in ("report.html", "dynamics.png", "predictions.png", "spectrum.png"):
@@ -205,7 +208,7 @@ def test_a_killed_run_has_a_summary_without_predictions(tmp_path, monkeypatch):
     with pytest.raises(Stop):
         run_experiment(teacher_config(), tmp_path / "run", on_progress=stop_at(77))
     # A killed process writes no last predictions.
-    (tmp_path / "run" / "last.npz").unlink(missing_ok=True)
+    (tmp_path / "run" / "last" / "zarr.json").unlink(missing_ok=True)
     result = report_run(tmp_path / "run")
     assert result.summary["steps"] == 75
     assert result.predictions is None
@@ -245,11 +248,19 @@ def test_overwriting_follows_no_link_and_spares_whatever_is_not_a_runs(tmp_path)
     (precious / "00000001.npy").write_text("keep")
     folder = run_experiment(teacher_config(), tmp_path / "run").folder
     before = {path.name for path in folder.iterdir()}
-    (folder / "kernels" / "sub").mkdir()
-    with pytest.raises(kg.RunFolderError, match="not overwritten, it also holds kernels/sub"):
+    for name in ("kernels/sub/notes.txt", "results/zarr.json"):
+        path = folder / name
+        path.parent.mkdir()
+        path.write_text("mine")
+        with pytest.raises(kg.RunFolderError, match=f"not overwritten, it also holds {name}"):
+            run_experiment(teacher_config(), folder, overwrite=True)
+        path.unlink()
+        path.parent.rmdir()
+    (folder / "results").mkdir()
+    with pytest.raises(kg.RunFolderError, match="not overwritten, it also holds results"):
         run_experiment(teacher_config(), folder, overwrite=True)
+    (folder / "results").rmdir()
     assert {path.name for path in folder.iterdir()} == before
-    (folder / "kernels" / "sub").rmdir()
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "kernels").symlink_to(precious)

@@ -78,21 +78,35 @@ def test_pandas(sweep):
 
 def test_runs_that_are_being_written(tmp_path):
     begun = record(tmp_path / "begun")
-    lines = (begun / "series.jsonl").read_bytes().splitlines(keepends=True)
-    (begun / "series.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:5])
+    meta = json.loads((begun / "zarr.json").read_text())
+    meta["attributes"]["rows"] = 2
+    (begun / "zarr.json").write_text(json.dumps(meta))
+    (begun / "tail.jsonl").write_text('{"rows": 2}\n{"step": 4, "los')
     new = record(tmp_path / "new")
-    (new / "series.jsonl").write_bytes(b"")
+    meta["attributes"]["rows"] = 0
+    (new / "zarr.json").write_text(json.dumps(meta))
+    (new / "tail.jsonl").unlink()
     table = kg.load_runs(tmp_path / "*").table()
     assert table["run"].tolist() == [str(begun)] * 2
     assert kg.load_runs(new).table()["run"].tolist() == []
+
+
+def test_runs_at_urls():
+    base = f"memory://sweep-{np.random.default_rng().integers(10**9)}"
+    for name in ("a", "b"):
+        record(f"{base}/{name}")
+    runs = kg.load_runs(f"{base}/*")
+    assert [path.rpartition("/")[2] for path in runs] == ["a", "b"]
+    assert kg.load_runs(f"{base}/b").table()["step"].tolist() == [0, 2, 4]
 
 
 def test_folders_are_refused_by_name(tmp_path):
     with pytest.raises(kg.RunFolderError, match="nothing: no recorded run there"):
         kg.load_runs(tmp_path / "nothing")
     folder = record(tmp_path / "later")
-    info = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(info | {"format_version": 99}))
+    meta = json.loads((folder / "zarr.json").read_text())
+    meta["attributes"]["format_version"] = 99
+    (folder / "zarr.json").write_text(json.dumps(meta))
     with pytest.raises(kg.RunFolderError, match="later.*version 99"):
         kg.load_runs(tmp_path / "*")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from kernelgrowth.diagnostics import (
 )
 from kernelgrowth.gradients import GradientFeatures, OuterProduct, from_net
 from kernelgrowth.kernels import NTKOperator
-from kernelgrowth.tracking import History, NTKTracker, load_run, run_folder
+from kernelgrowth.tracking import History, NTKTracker, load_run
 from kernelgrowth.tracking.layers import LayerKernels
 from kernelgrowth.tracking.metrics import METRICS, measure
 from kernelgrowth.tracking.packing import pack_triangle, unpack_triangle
+from kernelgrowth.tracking.place import LocalPlace
 from kernelgrowth.tracking.spectrum import effective_rank_bound
 from kernelgrowth.training import optim, train
 
@@ -422,6 +422,7 @@ def test_a_run_can_be_read_while_it_is_written(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def look(state: Any) -> None:
+        tracker.state_dict()  # waits for what is still being written
         history = load_run(tmp_path)
         assert history.status == "running"
         assert history.kernel_steps[-1] == history.steps[-1] == state.step
@@ -730,19 +731,20 @@ def test_a_folder_with_another_run_is_refused_untouched(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_stops_training_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = run_folder.atomic_save_array
+    write = LocalPlace.write
 
-    def fill_up(path: Path, array: Any, **options: Any) -> None:
-        if path.name > "00000008.npy":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, array, **options)
+    def fill_up(self: LocalPlace, file: str, content: Any, **options: Any) -> None:
+        if file == "kernels/14/c.3.0":
+            raise RunFolderError(f"{file}: cannot write: No space left on device")
+        write(self, file, content, **options)
 
     reference = run(NTKTracker(X, Y, every=4), steps=20)
-    monkeypatch.setattr(run_folder, "atomic_save_array", fill_up)
-    with pytest.raises(RunFolderError, match=r"00000012\.npy: cannot write: No space left on device"):
+    monkeypatch.setattr(LocalPlace, "write", fill_up)
+    with pytest.raises(RunFolderError, match=r"c\.3\.0: cannot write: No space left on device"):
         run(NTKTracker(X, Y, every=4, out=tmp_path), steps=20)
     history = load_run(tmp_path)
     assert history.status == "failed"
     assert history.steps.tolist() == [0, 4, 8]
+    assert history.kernel_steps == [0, 4, 8]
     np.testing.assert_array_equal(history["alignment"], reference["alignment"][:3])
-    assert history.predictions(8).shape == (14, 1)
+    assert history.predictions(0).shape == (14, 1)

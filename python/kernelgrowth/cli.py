@@ -262,7 +262,7 @@ def _run(
     except KeyboardInterrupt:
         import typer
 
-        if not (folder / "run.json").exists():
+        if not (folder / "zarr.json").exists():
             raise
         message = (
             f"interrupted; everything so far is in {folder}: continue with 'kernelgrowth run --resume --out {folder}', "

@@ -120,4 +120,5 @@ def build_tracker(config: ExperimentConfig, dataset: datasets.Dataset, out: str 
         max_overhead=tracking.max_overhead,
         outputs=tracking.outputs,
         kernel_budget=tracking.kernel_budget,
+        metadata={"experiment": config.to_dict()},
     )

@@ -21,19 +21,22 @@ from kernelgrowth.experiments.facts import experiment_facts, read_facts, write_f
 from kernelgrowth.experiments.summary import TIMINGS, Predictions, read_summary, summarise, write_summary
 from kernelgrowth.report import write_report
 from kernelgrowth.tracking import History, NTKTracker, load_run
-from kernelgrowth.tracking.run_folder import RunFolder
+from kernelgrowth.tracking.run_group import RUN_FILES, RUN_GROUPS, RunGroup
 from kernelgrowth.training import Callback, TrainingState, train
 
 __all__ = ["ExperimentResult", "FolderTakenError", "Progress", "report_run", "run_experiment", "stored_config"]
 
 CONFIG_FILE = "experiment.toml"
 _CHECKPOINT = "checkpoint.npz"
-# All that a run of an experiment leaves in its folder.
+# All that a run of an experiment leaves in its folder, by the path from there; the last line is of earlier versions.
 _OURS = re.compile(
-    r"run\.json|series\.jsonl|kernels|(first|last|probe|predictions|checkpoint)\.npz|experiment\.(toml|json)|summary\.json"
-    r"|(dynamics|predictions|spectrum)\.png|report\.html|\..*\.tmp"
+    RUN_FILES.pattern
+    + r"|(predictions|checkpoint)\.npz|experiment\.(toml|json)|summary\.json"
+    + r"|(dynamics|predictions|spectrum)\.png|report\.html|\.[^/]*\.tmp"
+    + r"|run\.json|series\.jsonl|(first|last|probe)\.npz|kernels/(\d{8,}\.npy|\.[^/]*\.tmp)"
 )
-_KERNEL = re.compile(r"\d{8,}\.npy|\..*\.tmp")
+# Any of these makes a folder that of a run.
+_SIGNS = ("zarr.json", "tail.jsonl", "run.json", "series.jsonl", _CHECKPOINT)
 _SECONDS_BETWEEN_CALLS = 0.1
 
 
@@ -129,8 +132,8 @@ def run_experiment(
     Notes
     -----
     The folder holds ``experiment.toml`` (the configuration), ``experiment.json`` (what is known before training), the
-    tracker's files, ``checkpoint.npz``, ``summary.json``, ``predictions.npz``, the pictures and ``report.html``. The
-    summary's ``seconds_total`` lasts from the call to the summary: imports and drawing come on top.
+    tracker's Zarr group, ``checkpoint.npz``, ``summary.json``, ``predictions.npz``, the pictures and ``report.html``.
+    The summary's ``seconds_total`` lasts from the call to the summary: imports and drawing come on top.
     """
     began = time.perf_counter()
     if resume and overwrite:
@@ -255,7 +258,7 @@ def _check_free(folder: Path, config: ExperimentConfig, *, resume: bool) -> None
     if not resume:
         if holds:
             raise FolderTakenError(folder)
-        RunFolder(folder).holds_run()
+        RunGroup(folder).holds_run()
         if (
             folder.is_dir()
             and (folder / CONFIG_FILE).exists()
@@ -280,7 +283,7 @@ def _holds_run(folder: Path) -> bool:
     try:
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"{folder}: is a file, not a folder")
-        return any((folder / name).exists() for name in ("run.json", "series.jsonl", _CHECKPOINT))
+        return any((folder / name).exists() for name in _SIGNS)
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot read: {error.strerror or error}") from error
 
@@ -307,37 +310,36 @@ def _clear(folder: Path) -> None:
             return
         if not folder.is_dir():
             raise RunFolderError(f"{folder}: is a file, not a folder")
-        entries = sorted(folder.iterdir())
-        foreign = [entry.name for entry in entries if not _is_ours(entry)]
-        if entries and not foreign and not _holds_run(folder):
+        files, folders = _tree(folder)
+        foreign = [name for name, path in files.items() if path.is_symlink() or not _OURS.fullmatch(name)]
+        foreign += [path.name for path in folders if path.parent == folder and path.name not in RUN_GROUPS]
+        if files and not foreign and not _holds_run(folder):
             # Whose files they are cannot be told without a run beside them.
-            foreign = [entry.name for entry in entries if not entry.name.startswith((CONFIG_FILE, "."))]
-        kernels = folder / "kernels"
-        if not foreign and kernels.is_dir():
-            foreign = [
-                f"kernels/{e.name}" for e in sorted(kernels.iterdir()) if e.is_dir() or not _KERNEL.fullmatch(e.name)
-            ]
+            foreign = [name for name in files if not name.startswith((CONFIG_FILE, "."))]
         if foreign:
             raise RunFolderError(f"{folder}: not overwritten, it also holds {', '.join(foreign[:3])}")
-        held = RunFolder(folder)
+        held = RunGroup(folder)
         held.claim()
         held.release()
-        # Without run.json it is no run any more, whatever is left if this is cut short.
-        for entry in sorted(entries, key=lambda e: e.name != "run.json"):
-            if entry.is_dir():
-                for kernel in entry.iterdir():
-                    kernel.unlink()
-                entry.rmdir()
-            else:
-                entry.unlink()
+        # Without these it is no run any more, whatever is left if this is cut short.
+        for name in sorted(files, key=lambda name: name not in ("zarr.json", "run.json")):
+            files[name].unlink()
+        for path in reversed(folders):
+            path.rmdir()
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot overwrite: {error.strerror or error}") from error
 
 
-def _is_ours(entry: Path) -> bool:
-    # A link could lead out of the folder, and only kernels/ is a folder.
-    right_kind = entry.is_dir() == (entry.name == "kernels") and not entry.is_symlink()
-    return right_kind and _OURS.fullmatch(entry.name) is not None
+def _tree(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Return all files below a folder by their path from there, and all folders, each after those it is in."""
+    files: dict[str, Path] = {}
+    folders: list[Path] = []
+    for place, inner, names in os.walk(folder):
+        # A link could lead out of the folder: it counts as a file.
+        links = [name for name in inner if Path(place, name).is_symlink()]
+        folders += [Path(place, name) for name in inner if name not in links]
+        files |= {Path(place, name).relative_to(folder).as_posix(): Path(place, name) for name in sorted(names + links)}
+    return files, folders
 
 
 def _store_config(folder: Path, config: ExperimentConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,19 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.arrays import FloatArray
 from kernelgrowth.diagnostics import SilentAlignment, silent_alignment
+from kernelgrowth.tracking.columns import Series
 from kernelgrowth.tracking.comparison import Reference, distance, in_common
+from kernelgrowth.tracking.earlier_format import RunOfVersion1
 from kernelgrowth.tracking.packing import unpack_triangle
-from kernelgrowth.tracking.run_folder import RunFolder
+from kernelgrowth.tracking.place import is_url
+from kernelgrowth.tracking.run_group import RunGroup
 from kernelgrowth.tracking.sampling import Subsamples
-from kernelgrowth.tracking.series import Record
-from kernelgrowth.tracking.store import RunStore
+from kernelgrowth.tracking.store import StoredRun
 from kernelgrowth.tracking.targets import kernel_targets, target_matrix
 
 __all__ = ["History", "load_run"]
 
 _DISTANCE = "distance_to_final"
-_COUNTS = frozenset({"step", "num_examples"})
 
 
 class History(Mapping[str, npt.NDArray[Any]]):
@@ -37,16 +39,16 @@ class History(Mapping[str, npt.NDArray[Any]]):
     `NTKTracker.history` and `load_run`.
     """
 
-    def __init__(self, store: RunStore, info: Mapping[str, Any], records: list[Record]) -> None:
+    def __init__(self, store: StoredRun, info: Mapping[str, Any], series: Series) -> None:
         self._store = store
         self._info = dict(info)
-        self._records = records
+        self._series = series
         self._distance: FloatArray | None = None
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
         """Tracked steps (T,), ascending."""
-        return np.array([record["step"] for record in self._records], dtype=np.int64)
+        return self._series.steps.copy()
 
     @property
     def status(self) -> str:
@@ -60,28 +62,27 @@ class History(Mapping[str, npt.NDArray[Any]]):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Everything known of the run as a whole, as ``run.json`` holds it."""
+        """Everything known of the run as a whole, as its attributes hold it."""
         return dict(self._info)
 
     def newest(self) -> dict[str, Any]:
         """Return what was recorded of the newest tracked step, numbers and lists by name."""
-        if not self._records:
+        if not len(self._series):
             raise KeyError("no step is recorded yet")
-        return dict(self._records[-1])
+        return self._series.record(-1)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name == _DISTANCE:
             return self._distance_to_final()
-        if not self._records:
+        if not len(self._series):
             raise KeyError(f"{name}: no step is recorded yet")
-        if name not in self._records[0]:
+        if name not in self._series:
             raise KeyError(f"{name}: not recorded; there are {', '.join(self)}")
-        dtype = np.int64 if name in _COUNTS else np.float64
-        return np.array([record[name] for record in self._records], dtype=dtype)
+        return self._series[name].copy()
 
     def __iter__(self) -> Iterator[str]:
-        if self._records:
-            yield from self._records[0]
+        if len(self._series):
+            yield from self._series
             yield _DISTANCE
 
     def __len__(self) -> int:
@@ -98,8 +99,8 @@ class History(Mapping[str, npt.NDArray[Any]]):
         return id(self)
 
     def __repr__(self) -> str:
-        span = f", steps {self.steps[0]} to {self.steps[-1]}" if self._records else ""
-        return f"History({len(self._records)} tracked steps{span}, status {self.status!r}, {len(self)} series)"
+        span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self._series) else ""
+        return f"History({len(self._series)} tracked steps{span}, status {self.status!r}, {len(self)} series)"
 
     def to_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return all series, ``"distance_to_final"`` included, as a plain dict of arrays."""
@@ -108,8 +109,7 @@ class History(Mapping[str, npt.NDArray[Any]]):
     @property
     def kernel_steps(self) -> list[int]:
         """Tracked steps whose kernel is stored, ascending."""
-        recorded = {record["step"] for record in self._records}
-        return [step for step in self._store.kernel_steps() if step in recorded]
+        return [step for step in self._store.kernel_steps() if self._series.row_of(step) is not None]
 
     def kernel(self, step: int) -> FloatArray:
         """Return the probe kernel (n, n) at a tracked step, symmetric to the bit, in the dtype it was computed in.
@@ -133,16 +133,18 @@ class History(Mapping[str, npt.NDArray[Any]]):
         KeyError
             If the step was not tracked.
         """
-        for record in self._records:
-            if record["step"] == step:
-                return self._subsamples().examples(self._size(record))
-        raise KeyError(f"step {step} was not tracked; steps lists those that were")
+        row = self._series.row_of(step)
+        if row is None:
+            raise KeyError(f"step {step} was not tracked; steps lists those that were")
+        return self._subsamples().examples(self._size(row))
 
     def _subsamples(self) -> Subsamples:
         return Subsamples(int(self._info.get("num_examples", 0)), self._store.load_arrays("probe").get("sample_order"))
 
-    def _size(self, record: Record) -> int:
-        return int(record.get("num_examples", self._info.get("num_examples", 0)))
+    def _size(self, row: int) -> int:
+        if "num_examples" in self._series:
+            return int(self._series["num_examples"][row])
+        return int(self._info.get("num_examples", 0))
 
     def _packed(self, step: int) -> FloatArray:
         if step in self.kernel_steps:
@@ -152,12 +154,13 @@ class History(Mapping[str, npt.NDArray[Any]]):
 
     def _distance_to_final(self) -> FloatArray:
         if self._distance is None:
-            distances: FloatArray = np.full(len(self._records), np.nan)
+            distances: FloatArray = np.full(len(self._series), np.nan)
             subsamples = self._subsamples()
             # The last kernel, and by size what of it is on a subsample.
             final: dict[int, Reference] = {}
-            for i in reversed(range(len(self._records))):
-                step, size = self._records[i]["step"], self._size(self._records[i])
+            for step in reversed(self.kernel_steps):
+                i = int(np.searchsorted(self._series.steps, step))
+                size = self._size(i)
                 # A run still being written may drop a kernel at any moment, the newest one too.
                 with contextlib.suppress(KeyError):
                     kernel = Reference(step, size, self._store.load_kernel(step))
@@ -224,7 +227,7 @@ def load_run(path: str | os.PathLike[str]) -> History:
     Parameters
     ----------
     path : path-like
-        The folder that was `NTKTracker`'s `out`.
+        The folder that was `NTKTracker`'s `out`, or its URL.
 
     Returns
     -------
@@ -234,9 +237,17 @@ def load_run(path: str | os.PathLike[str]) -> History:
     Raises
     ------
     RunFolderError
-        If there is no such folder, it holds no run, was written in another format version, or a file of it is corrupt;
+        If there is no such folder, it holds no run, was written in a later format version, or a file of it is corrupt;
         the message names the file.
+
+    Notes
+    -----
+    A run is a Zarr group, which `zarr.open_group` opens too; runs of earlier versions, folders of plain files, are read
+    as well. A run of 100,000 tracked steps opens in a fraction of a second.
     """
-    folder = RunFolder(path)
-    info = folder.read_info()
-    return History(folder, info, folder.records())
+    if not is_url(path) and (Path(path) / "run.json").exists():
+        earlier = RunOfVersion1(path)
+        return History(earlier, earlier.read_info(), earlier.series())
+    group = RunGroup(path)
+    info = group.read_info()
+    return History(group, info, group.series())

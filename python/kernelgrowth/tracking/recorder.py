@@ -9,10 +9,11 @@ import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray, to_numpy
 from kernelgrowth.gradients import GradientFeatures, from_net
+from kernelgrowth.tracking.columns import Series
 from kernelgrowth.tracking.history import History
 from kernelgrowth.tracking.metrics import cross_kernel
 from kernelgrowth.tracking.packing import matrix_size
-from kernelgrowth.tracking.schedule import kernel_capacity, retained
+from kernelgrowth.tracking.schedule import kernel_capacity, kernel_stride, retained
 from kernelgrowth.tracking.series import Record
 from kernelgrowth.tracking.settings import Probe, Settings
 from kernelgrowth.tracking.store import RunStore
@@ -34,25 +35,27 @@ class Recorder:
     ----------
     store
         As given.
-    records : list of dict
-        Of all tracked steps.
+    series : Series
+        All tracked steps.
     """
 
     def __init__(self, store: RunStore, settings: Settings, probe: Probe) -> None:
         self.store = store
-        self.records: list[Record] = store.records()
+        self.series: Series = store.series()
         self._settings = settings
         self._probe = probe
         self._info = store.read_info()
+        # Between which kernels are kept; None if any may have to be dropped.
+        self._stride: int | None = None
 
     @property
     def history(self) -> History:
         """Everything recorded so far."""
-        return History(self.store, self._info, list(self.records))
+        return History(self.store, self._info, self.series.snapshot())
 
     def read_again(self) -> None:
-        """Take the records from the store: an interrupt may have come between a line's writing and its noting."""
-        self.records = self.store.records()
+        """Take the series from the store: fewer steps after a failed write, perhaps one more after Ctrl-C."""
+        self.series = self.store.series()
 
     def describe(self, kernel: FloatArray, features: GradientFeatures) -> None:
         """Add what only the first measurement, a packed kernel on the whole probe set, tells of the run."""
@@ -66,13 +69,17 @@ class Recorder:
     def append(self, record: Record) -> None:
         """Add the record of a step whose kernel is stored, and drop the kernels that it makes superfluous."""
         self.store.append(record)
-        self.records.append(record)
+        self.series.append(record)
         size, itemsize = int(self._info["kernel_size"]), np.dtype(self._info["dtype"]).itemsize
-        capacity, count = kernel_capacity(self._settings.kernel_budget, size, itemsize), len(self.records)
-        index = {record["step"]: i for i, record in enumerate(self.records)}
-        for step in self.store.kernel_steps():
-            if step not in index or not retained(index[step], count, capacity):
+        capacity, count = kernel_capacity(self._settings.kernel_budget, size, itemsize), len(self.series)
+        stride = kernel_stride(count, capacity)
+        # With the stride unchanged only the one that was the newest can have become superfluous.
+        candidates = self.series.steps[-2:-1].tolist() if stride == self._stride else self.store.kernel_steps()
+        for step in candidates:
+            row = self.series.row_of(step)
+            if row is None or not retained(row, count, capacity):
                 self.store.drop_kernel(step)
+        self._stride = stride
 
     def save_end(
         self,
@@ -93,9 +100,10 @@ class Recorder:
 
     def finish(self, status: str) -> None:
         """End the run: everything is on the disk then, and others may write here."""
-        self.store.sync()
         self._info["status"] = status
         try:
+            self.store.move_tail()
+            self.store.sync()
             self.store.write_info(self._info)
         finally:
             self.store.release()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth.tracking.comparison import Reference
-from kernelgrowth.tracking.run_folder import RunFolder
+from kernelgrowth.tracking.run_group import RunGroup
 from kernelgrowth.tracking.settings import check_same_run
 from kernelgrowth.tracking.store import MemoryStore, RunStore
 
@@ -90,7 +90,7 @@ def _reference(step: int, parts: Mapping[str, Any]) -> Reference:
 
 
 def open_store(
-    out: Path | None, info: dict[str, Any], restored: TrackerState | None, step: int, *, resume: bool
+    out: str | os.PathLike[str] | None, info: dict[str, Any], restored: TrackerState | None, step: int, *, resume: bool
 ) -> RunStore:
     """Return the place to record to, holding what `restored` continues and nothing else; all of it is before `step`.
 
@@ -104,21 +104,21 @@ def open_store(
     steps = [] if restored is None else restored.steps
     if out is None:
         return _open_memory(info, restored, steps, step)
-    folder = RunFolder(out)
-    if not folder.holds_run():
+    group = RunGroup(out)
+    if not group.holds_run():
         if steps:
             raise RunFolderError(f"{out}: holds no run, but the checkpoint continues one of {len(steps)} tracked steps")
-        folder.create(info)
-        return folder
-    recorded = folder.read_info()
+        group.create(info)
+        return group
+    recorded = group.read_info()
     if not resume:
         raise RunFolderError(
-            f"{out}: holds another run ({len(folder.records())} tracked steps, {recorded['status']}): "
+            f"{out}: holds another run ({len(group.series())} tracked steps, {recorded['status']}): "
             f"choose another folder, remove this one, or resume"
         )
-    folder.claim()
+    group.claim()
     check_same_run(recorded, info, out)
-    kept = [record["step"] for record in folder.records() if record["step"] < step]
+    kept = [at for at in group.series().steps.tolist() if at < step]
     if kept != steps:
         raise RunFolderError(
             f"{out}: holds a run with {len(kept)} tracked steps before step {step}, but the checkpoint continues one "
@@ -127,18 +127,18 @@ def open_store(
     if restored is None and recorded["status"] == "completed":
         raise RunFolderError(f"{out}: holds a completed run, and there is no checkpoint to resume it from")
     if restored is not None:
-        _restore_newest_kernel(folder, restored)
-    folder.truncate(step)
-    folder.write_info(recorded | info)
-    return folder
+        _restore_newest_kernel(group, restored)
+    group.truncate(step)
+    group.write_info(recorded | info)
+    return group
 
 
-def _restore_newest_kernel(folder: RunFolder, restored: TrackerState) -> None:
+def _restore_newest_kernel(group: RunGroup, restored: TrackerState) -> None:
     """Store the newest step's kernel again, which steps that are about to be forgotten may have made superfluous."""
     for reference in restored.references[-1:]:
         newest = restored.steps[-1:] == [reference.step]
-        if newest and reference.kernel.size and reference.step not in folder.kernel_steps():
-            folder.save_kernel(reference.step, reference.kernel)
+        if newest and reference.kernel.size and reference.step not in group.kernel_steps():
+            group.save_kernel(reference.step, reference.kernel)
 
 
 def _open_memory(info: dict[str, Any], restored: TrackerState | None, steps: list[int], step: int) -> MemoryStore:

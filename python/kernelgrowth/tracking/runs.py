@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth.tracking.history import History, load_run
+from kernelgrowth.tracking.place import is_url
+from kernelgrowth.tracking.run_group import holds_group
 
 __all__ = ["Runs", "load_runs"]
 
@@ -51,8 +53,10 @@ class Runs(Mapping[str, History]):
         -------
         dict of numpy.ndarray
             ``"run"`` (the folder) and ``"status"``, what the configurations say in single values as
-            ``"config.<section>.<name>"``, ``"step"``, and the series; one of k numbers a step as ``"eigenvalues[0]"``
-            to ``"eigenvalues[k - 1]"``. What a run lacks is NaN, or None among words. Costs one look at each number.
+            ``"config.<section>.<name>"``, single values of the metadata (an experiment's configuration as
+            ``"experiment.<section>.<name>"``), ``"step"``, and the series; one of k numbers a step as
+            ``"eigenvalues[0]"`` to ``"eigenvalues[k - 1]"``. What a run lacks is NaN, or None among words. Costs one
+            look at each number.
 
         Raises
         ------
@@ -93,6 +97,8 @@ class Runs(Mapping[str, History]):
     def _rows(self, path: str, history: History, chosen: list[str] | None) -> dict[str, list[Any]]:
         length = len(history.steps)
         about = {"run": path, "status": history.status, **_flat("config", history.config)}
+        for name, value in history.info.get("metadata", {}).items():
+            about |= _flat(name, value)
         columns = {name: [value] * length for name, value in about.items()}
         recorded = history.newest() if length else {}
         for name in recorded if chosen is None else [name for name in chosen if name in history]:
@@ -111,7 +117,8 @@ def load_runs(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     Parameters
     ----------
     folders : path-like or iterable of path-like
-        Folders, or patterns of them such as ``"sweep/*"`` and ``"results/**"``; those that hold a run are read.
+        Folders or URLs, or patterns of them such as ``"sweep/*"``, ``"results/**"`` and ``"s3://bucket/sweep/*"``;
+        those that hold a run are read.
 
     Returns
     -------
@@ -131,12 +138,28 @@ def load_runs(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
     patterns = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
     paths: dict[str, None] = {}
     for pattern in [str(pattern) for pattern in patterns]:
-        # A folder may have a name that would be a pattern.
-        matches = [pattern] if os.path.isdir(pattern) else glob.glob(pattern, recursive=True)
-        paths |= dict.fromkeys(str(Path(match)) for match in matches if os.path.isfile(os.path.join(match, "run.json")))
+        paths |= dict.fromkeys(path for path in _matches(pattern) if holds_group(path) or _is_earlier(path))
     if not paths:
         raise RunFolderError(f"{', '.join(str(pattern) for pattern in patterns)}: no recorded run there")
     return Runs({path: load_run(path) for path in paths})
+
+
+def _matches(pattern: str) -> list[str]:
+    if is_url(pattern):
+        from fsspec.core import url_to_fs
+
+        files, path = url_to_fs(pattern)
+        # Of a folder without a pattern too, which glob alone would take for what it is.
+        return [
+            files.unstrip_protocol(found.rpartition("/")[0]) for found in files.glob(f"{path.rstrip('/')}/zarr.json")
+        ]
+    # A folder may have a name that would be a pattern.
+    matches = [pattern] if os.path.isdir(pattern) else glob.glob(pattern, recursive=True)
+    return [str(Path(match)) for match in matches]
+
+
+def _is_earlier(path: str) -> bool:
+    return not is_url(path) and os.path.isfile(os.path.join(path, "run.json"))
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

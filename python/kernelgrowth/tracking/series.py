@@ -72,35 +72,20 @@ def _decode_number(name: str, value: Any) -> int | float:
     return value
 
 
-def decode_lines(content: bytes) -> tuple[list[Record], list[int]]:
-    """Return the records of a series file and the byte offset at which each one's line ends.
+def decode_lines(content: bytes) -> list[Record]:
+    """Return the records that lines hold.
 
     What follows the last newline is a line whose writing was cut short, and is left out.
 
     Raises
     ------
     ValueError
-        If a finished line is not a record, its fields are not those of the first line, or steps do not increase;
-        the message starts with the line's number.
+        If a finished line is not a record; the message starts with the line's number.
     """
     records: list[Record] = []
-    ends: list[int] = []
-    end = 0
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        end += len(line) + 1
         try:
-            record = decode_record(line)
+            records.append(decode_record(line))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
-        if records:
-            if _shape(record) != _shape(records[0]):
-                raise ValueError(f"line {number}: its fields are not those of line 1")
-            if record["step"] <= records[-1]["step"]:
-                raise ValueError(f"line {number}: step {record['step']} does not follow step {records[-1]['step']}")
-        records.append(record)
-        ends.append(end)
-    return records, ends
-
-
-def _shape(record: Record) -> dict[str, int | None]:
-    return {name: len(value) if isinstance(value, list) else None for name, value in record.items()}
+    return records

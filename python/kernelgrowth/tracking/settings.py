@@ -1,9 +1,10 @@
-"""What a tracker was asked for: its settings checked by name, and their form in ``run.json``."""
+"""What a tracker was asked for: its settings checked by name, and their form in a recorded run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,10 +15,11 @@ from kernelgrowth._backend.arrays import array_namespace, as_array, float_dtype,
 from kernelgrowth._backend.checks import check_choice, check_integer, check_number
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth.tracking.metrics import check_metrics
+from kernelgrowth.tracking.provenance import package_version, provenance
 from kernelgrowth.tracking.schedule import check_every
 from kernelgrowth.tracking.targets import check_probe_targets
 
-__all__ = ["OUTPUTS", "Probe", "Settings", "check_same_run", "describe_run"]
+__all__ = ["OUTPUTS", "Probe", "Settings", "check_metadata", "check_same_run", "describe_run"]
 
 OUTPUTS = ("full", "trace", "mean_trace", "sum_logits")
 """How a network's outputs may enter the tracked kernel, which has to be a matrix."""
@@ -126,8 +128,14 @@ def _inputs(name: str, x: Any) -> Any:
     return array_namespace(array).ascontiguousarray(array)
 
 
-def describe_run(settings: Settings, probe: Probe, training: Any = None, net: Any = None) -> dict[str, Any]:
-    """Return what ``run.json`` says of a run that starts: version, status, configuration and probe set.
+def describe_run(
+    settings: Settings,
+    probe: Probe,
+    training: Any = None,
+    net: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what is kept of a run that starts: version, status, configuration, probe set, where and of what it is.
 
     `training` is a trainer's state; of its net, optimizer and loss what they tell of themselves is kept. `net` is what
     is followed; one with a preconditioner has another kernel than without, so that is said too.
@@ -147,30 +155,34 @@ def describe_run(settings: Settings, probe: Probe, training: Any = None, net: An
         if value is not None:
             config[key] = value
     description = {
-        "kernelgrowth": _version(),
+        "kernelgrowth": package_version("kernelgrowth"),
         "status": "running",
         "config": config,
         "num_examples": len(probe.x),
         "num_test": 0 if probe.x_test is None else len(probe.x_test),
         "probe_sha256": probe.fingerprint(),
+        **provenance(),
     }
+    if metadata:
+        description["metadata"] = dict(metadata)
     # What is compared with a run read back has to have gone through JSON too.
     plain: dict[str, Any] = json.loads(json.dumps(description, default=_plain))
     return plain
 
 
+def check_metadata(metadata: Any) -> dict[str, Any]:
+    """Return what is to be kept with a run, as JSON gives it back; `TypeError` if JSON cannot hold it."""
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a mapping, got {type(metadata).__name__}")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata must hold values that JSON can: {error}") from error
+    return plain
+
+
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else repr(value)
-
-
-def _version() -> str:
-    # Imported when used: it takes longer than all else that tracking imports from the standard library.
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("kernelgrowth")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def check_same_run(recorded: dict[str, Any], wanted: dict[str, Any], where: Any) -> None:

@@ -8,13 +8,27 @@ from typing import Any, Protocol
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray
+from kernelgrowth.tracking.columns import Series
 from kernelgrowth.tracking.series import Record, decode_lines, encode_record
 
-__all__ = ["MemoryStore", "RunStore"]
+__all__ = ["MemoryStore", "RunStore", "StoredRun"]
 
 
-class RunStore(Protocol):
-    """Where a run is recorded. A run folder and a run in memory do the same, so everything above sees no difference."""
+class StoredRun(Protocol):
+    """What of a recorded run is read when it is asked for."""
+
+    def kernel_steps(self) -> list[int]:
+        """Return the steps whose kernel is stored, in order."""
+
+    def load_kernel(self, step: int) -> FloatArray:
+        """Return the packed kernel of one step; `KeyError` if there is none."""
+
+    def load_arrays(self, name: str) -> dict[str, Any]:
+        """Return what is stored under one of the names "probe", "first" and "last"; empty if nothing is."""
+
+
+class RunStore(StoredRun, Protocol):
+    """Where a run is recorded. A Zarr group and a run in memory do the same, so everything above sees no difference."""
 
     def read_info(self) -> dict[str, Any]:
         """Return what is known of the run as a whole: format, status, configuration, shapes."""
@@ -22,29 +36,20 @@ class RunStore(Protocol):
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Replace what is known of the run as a whole."""
 
-    def records(self) -> list[Record]:
-        """Return the records of all tracked steps, in order."""
+    def series(self) -> Series:
+        """Return everything tracked so far, as a snapshot."""
 
     def append(self, record: Record) -> None:
         """Add the record of one more tracked step: from here on the step counts as tracked."""
 
-    def kernel_steps(self) -> list[int]:
-        """Return the steps whose kernel is stored, in order."""
-
     def save_kernel(self, step: int, packed: FloatArray) -> None:
         """Store the packed kernel of one step."""
-
-    def load_kernel(self, step: int) -> FloatArray:
-        """Return the packed kernel of one step; `KeyError` if there is none."""
 
     def drop_kernel(self, step: int) -> None:
         """Forget the kernel of one step, if there is one."""
 
     def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Store named arrays under one of the names "probe", "first" and "last"."""
-
-    def load_arrays(self, name: str) -> dict[str, Any]:
-        """Return what `save_arrays` stored under that name; empty if nothing was."""
 
     def truncate(self, step: int) -> None:
         """Forget everything recorded at `step` and later."""
@@ -55,6 +60,9 @@ class RunStore(Protocol):
     def sync(self) -> None:
         """Return when all appended records would survive a crash of the machine."""
 
+    def move_tail(self) -> None:
+        """Bring what was appended to the form in which it is kept when the run has ended."""
+
 
 class MemoryStore:
     """A run that lives as long as its tracker.
@@ -64,7 +72,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._info: dict[str, Any] = {}
-        self._records: list[Record] = []
+        self._series = Series()
         self._kernels: dict[int, FloatArray] = {}
         self._arrays: dict[str, dict[str, Any]] = {}
 
@@ -76,13 +84,13 @@ class MemoryStore:
         """Replace what is known of the run as a whole."""
         self._info = dict(info)
 
-    def records(self) -> list[Record]:
-        """Return the records of all tracked steps, in order."""
-        return list(self._records)
+    def series(self) -> Series:
+        """Return everything tracked so far, as a snapshot."""
+        return self._series.snapshot()
 
     def append(self, record: Record) -> None:
         """Add the record of one more tracked step."""
-        self._records.append(record)
+        self._series.append(record)
 
     def kernel_steps(self) -> list[int]:
         """Return the steps whose kernel is stored, in order."""
@@ -110,7 +118,7 @@ class MemoryStore:
 
     def truncate(self, step: int) -> None:
         """Forget everything recorded at `step` and later."""
-        self._records = [record for record in self._records if record["step"] < step]
+        self._series = self._series.first(int(np.searchsorted(self._series.steps, step)))
         self._kernels = {at: kernel for at, kernel in self._kernels.items() if at < step}
         for name in ("first", "last"):
             if name in self._arrays and int(self._arrays[name]["step"]) >= step:
@@ -122,11 +130,14 @@ class MemoryStore:
     def sync(self) -> None:
         """Nothing here outlives the process."""
 
+    def move_tail(self) -> None:
+        """There is one form only."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything recorded as a flat dict of arrays and JSON values."""
         state: dict[str, Any] = {
             "info": self._info,
-            "series": "".join(encode_record(record) for record in self._records),
+            "series": "".join(encode_record(self._series.record(row)) for row in range(len(self._series))),
         }
         state |= {f"kernel/{step}": kernel for step, kernel in self._kernels.items()}
         for name, arrays in self._arrays.items():
@@ -136,7 +147,8 @@ class MemoryStore:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace everything recorded by what `state_dict` returned."""
         self._info = dict(state["info"])
-        self._records, _ = decode_lines(str(state["series"]).encode())
+        self._series = Series()
+        self._series.extend(decode_lines(str(state["series"]).encode()))
         self._kernels, self._arrays = {}, {}
         for key, value in state.items():
             kind, _, name = key.partition("/")

@@ -13,17 +13,20 @@ from kernelgrowth._backend.arrays import to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth.gradients import from_net
+from kernelgrowth.tracking.columns import Series
 from kernelgrowth.tracking.comparison import Reference
 from kernelgrowth.tracking.history import History
 from kernelgrowth.tracking.meter import LossFunction, ProbeMeter
 from kernelgrowth.tracking.overhead import Overhead
+from kernelgrowth.tracking.place import is_url
 from kernelgrowth.tracking.recorder import Recorder
 from kernelgrowth.tracking.resume import TrackerState, open_store
 from kernelgrowth.tracking.sampling import Subsamples
 from kernelgrowth.tracking.schedule import count_due, is_due
 from kernelgrowth.tracking.series import Record
-from kernelgrowth.tracking.settings import Probe, Settings, describe_run
+from kernelgrowth.tracking.settings import Probe, Settings, check_metadata, describe_run
 from kernelgrowth.tracking.store import MemoryStore, RunStore
+from kernelgrowth.tracking.zarr_files import check_zarr
 
 __all__ = ["NTKTracker", "TrackedTraining"]
 
@@ -82,9 +85,10 @@ class NTKTracker:
         effective_rank, velocity, rotation, subspace_overlap, layers``; what none of them needs is not computed.
     x_test : array (N_test, ...), optional
         Held-out inputs: K(x_test, x_probe) and predictions on them are kept for the first and the last tracked step.
-    out : path-like, optional
-        Run folder to record to, new or empty; None keeps the run in memory. With a folder, whatever was recorded
-        before a process is killed is read by `load_run`, and checkpoints of the trainer stay small.
+    out : path-like or str, optional
+        Where to record to: a folder, new or empty, or a URL that fsspec knows (``s3://bucket/run``); None keeps the
+        run in memory. A recorded run is a Zarr group (package `zarr`): whatever was recorded before a process is killed
+        is read by `load_run`, and checkpoints of the trainer stay small.
     max_overhead : float, optional
         Keep the cost of tracking within this fraction of the training time, by skipping due steps and, where fewer than
         eight would be left between the first and the last, by measuring them on a subsample (see Notes). Which steps
@@ -94,6 +98,9 @@ class NTKTracker:
     kernel_budget : int
         Bytes of kernels to keep, upper triangles; n (n + 1) / 2 entries each. Once they are used up every second kernel
         is dropped and only every second, then fourth, ... kept; the first and the newest always are.
+    metadata : mapping, optional
+        What else to keep with the run, values that JSON can hold: seeds, names, a configuration. Versions, machine and
+        commit are kept anyway; `History.info` has all, and `Runs.table` a column for each single value.
 
     Raises
     ------
@@ -139,6 +146,7 @@ class NTKTracker:
         max_overhead: float | None = None,
         outputs: str = "full",
         kernel_budget: int = 2**30,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._probe = Probe.checked(x_probe, y_probe, x_test)
         self._settings = Settings.checked(
@@ -151,7 +159,10 @@ class NTKTracker:
         )
         if out is not None and not isinstance(out, str | os.PathLike):
             raise TypeError(f"out must be a path or None, got {out!r}")
-        self._out = None if out is None else Path(out)
+        self._out = out if out is None or is_url(out) else Path(out)
+        self._metadata = None if metadata is None else check_metadata(metadata)
+        if out is not None:
+            check_zarr()
         self._restored: Mapping[str, Any] | None = None
         self._recorder: Recorder | None = None
         self._meter = ProbeMeter(self._probe, self._settings, None)
@@ -167,7 +178,7 @@ class NTKTracker:
     def history(self) -> History:
         """Everything recorded so far."""
         if self._recorder is None:
-            return History(MemoryStore(), describe_run(self._settings, self._probe), [])
+            return History(MemoryStore(), describe_run(self._settings, self._probe), Series())
         return self._recorder.history
 
     @property
@@ -193,13 +204,15 @@ class NTKTracker:
         After Ctrl-C the step that was reached is tracked too, so that the kernel training stopped at is kept; a run
         resumed from there forgets it again.
         """
-        if state.status == "interrupted":
-            self._running.read_again()
+        try:
+            if state.status != "completed":
+                self._running.read_again()
             # Within a step parameters and step may not belong together; at its beginning they do, but not the loss.
-            if state.step > self._newest_step_seen:
+            if state.status == "interrupted" and state.step > self._newest_step_seen:
                 self._track(state, math.nan, self._everything, last=True)
-        self._save_last()
-        self._running.finish(str(state.status))
+            self._save_last()
+        finally:
+            self._running.finish(str(state.status))
 
     def update(
         self,
@@ -271,7 +284,7 @@ class NTKTracker:
         # Where a later step than the newest tracked one has begun, resuming can only need the newest.
         needed = 2 if references and references[-1].step >= self._newest_step_seen else 1
         return TrackerState(
-            steps=[record["step"] for record in self._recorder.records],
+            steps=self._recorder.series.steps.tolist(),
             references=references[-needed:],
             overhead=self._overhead.state_dict(),
             training_seconds=self._training_seconds,
@@ -296,7 +309,7 @@ class NTKTracker:
         if self._recorder is not None and not resume:
             raise ValueError("this NTKTracker holds a run already: make a new one for another run")
         state = TrackerState.from_dict(self._restored, step) if self._restored else None
-        info = describe_run(self._settings, self._probe, training, net)
+        info = describe_run(self._settings, self._probe, training, net, self._metadata)
         store = open_store(self._out, info, state, step, resume=resume)
         state = TrackerState() if state is None else state
         first, limit = None, self._settings.max_overhead
@@ -329,7 +342,7 @@ class NTKTracker:
     def _wanted_size(self, step: int, steps: int | None) -> int:
         """Return on how many examples a step that is not the last is measured; 0 if it is not."""
         every = self._settings.every
-        if not self._running.records:
+        if not len(self._running.series):
             return self._everything
         if not is_due(every, step):
             return 0
@@ -366,7 +379,7 @@ class NTKTracker:
         start = time.perf_counter()
         recorder = self._running
         values, reference, features, preconditioner = self._meter.measure(net, params, step, size, loss_function)
-        if not recorder.records:
+        if not len(recorder.series):
             recorder.describe(reference.kernel, features)
             recorder.save_end("first", step, net, params, features, preconditioner)
         recorder.store.save_kernel(step, reference.kernel)
@@ -380,8 +393,8 @@ class NTKTracker:
 
     def _save_last(self) -> None:
         """Keep predictions and K(x_test, x_probe) of the newest tracked step, if its parameters are known."""
-        records = self._running.records
-        if self._network is not None and records and self._network[0] == records[-1]["step"]:
+        steps = self._running.series.steps
+        if self._network is not None and len(steps) and self._network[0] == steps[-1]:
             step, net, params = self._network
             start = time.perf_counter()
             features = from_net(net, params, self._probe.x, check_finite=False)
