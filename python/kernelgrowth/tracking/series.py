@@ -6,6 +6,7 @@ and an infinity is ``1e999`` or ``-1e999``, which every reader rounds back to in
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import numbers
@@ -20,8 +21,12 @@ Record = dict[str, Any]
 
 def encode_record(record: Mapping[str, Any]) -> str:
     """Return `record` as one line of JSON, newline included."""
-    fields = (f"{json.dumps(name)}: {_encode_value(value)}" for name, value in record.items())
+    fields = (f"{_encode_name(name)}: {_encode_value(value)}" for name, value in record.items())
     return "{" + ", ".join(fields) + "}\n"
+
+
+# The same few names at every step.
+_encode_name = functools.lru_cache(maxsize=4096)(json.dumps)
 
 
 def _encode_value(value: Any) -> str:
@@ -31,6 +36,9 @@ def _encode_value(value: Any) -> str:
 
 
 def _encode_number(value: Any) -> str:
+    # Nearly all are.
+    if type(value) is float and math.isfinite(value):
+        return repr(value)
     if isinstance(value, numbers.Integral):
         return str(int(value))
     number = float(value)
