@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import csv
 import io
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kernelgrowth._backend.checks import check_integer
+from kernelgrowth._backend.cluster import started
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth._backend.files import atomic_write_text
+from kernelgrowth.experiments.tasks import work_through
 
 __all__ = ["TABLE", "run_sweep"]
 
 TABLE = "table.csv"
 _RECORDS, _ABOUT = "runs.jsonl", "sweep.json"
-# Workers share the processors by running on one each; what reads these variables is imported in the worker.
-_ONE_THREAD = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "KERNELGROWTH_NUM_THREADS": "1",
-}
 
 Settings = Mapping[str, Any]
 Result = dict[str, Any]
@@ -74,8 +66,9 @@ def run_sweep(
 
     Notes
     -----
-    A run counts once its line's end is on the disk: a killed process loses the runs that were under way. An error of
-    one run ends the sweep once those under way are done, and is raised; what was finished is recorded.
+    A run counts once its line's end is on the disk: a killed process loses the runs that were under way, and a process
+    of `workers` that is killed has its run made again by another. An error of one run ends the sweep and is raised;
+    what was finished is recorded. Several workers need the package `distributed`; each has one processor.
     """
     keys = [_key(one) for one in settings]
     if len(set(keys)) < len(keys):
@@ -107,26 +100,20 @@ def _finished(
         for key, one in jobs:
             yield key, _plain(function(**one))
         return
-    with _environment(_ONE_THREAD):
-        # Not forked: threads of this process would be missing in the children.
-        pool = concurrent.futures.ProcessPoolExecutor(
-            min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-        )
-        futures = {pool.submit(_call, function, dict(one)): key for key, one in jobs}
-        failed = None
-        try:
-            for future in concurrent.futures.as_completed(list(futures)):
-                failed = future.exception()
-                if failed is not None:
+    workers, failed = min(workers, len(jobs)), None
+    arguments = {key: (function, dict(one)) for key, one in jobs}
+    with started(workers) as client:
+        # No process is without work while the next task is on its way.
+        tasks = work_through(client, _call, arguments, at_once=2 * workers)
+        with contextlib.closing(tasks):
+            for key, outcome in tasks:
+                if outcome.error is None:
+                    yield key, outcome.result
+                else:
+                    failed = outcome.error
                     break
-                yield futures.pop(future), future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-        for future, key in futures.items():
-            if not future.cancelled() and future.exception() is None:
-                yield key, future.result()
-        if failed is not None:
-            raise failed
+    if failed is not None:
+        raise failed
 
 
 def _call(function: Callable[..., Mapping[str, Any]], settings: Result) -> Mapping[str, Any]:
@@ -137,25 +124,6 @@ def _plain(result: Mapping[str, Any]) -> Result:
     """Return what JSON gives back, so that results are the same whether they were read or made."""
     plain: Result = json.loads(json.dumps(dict(result), default=lambda value: value.tolist()))
     return plain
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches all processes of a terminal; the parent ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _key(settings: Settings) -> str:
