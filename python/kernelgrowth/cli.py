@@ -141,6 +141,27 @@ def build_app() -> "typer.Typer":
             _run(experiment, folder, resume=resume, overwrite=overwrite, quiet=quiet)
 
     @app.command()
+    def sweep(
+        context: typer.Context,
+        config: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="An experiment with a table [sweep].")],
+        out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the sweep.")] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option("--workers", min=1, help="Processes; as many as the processors allow unless given."),
+        ] = None,
+        scheduler: Annotated[
+            str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster to use instead.")
+        ] = None,
+        retries: Annotated[
+            int | None, typer.Option("--retries", min=0, help="How often a run that failed is tried again.")
+        ] = None,
+        quiet: Quiet = False,
+    ) -> None:
+        """Make many runs that differ in some settings; what DIR holds of them already is not made again."""
+        with _one_line_errors(context.obj):
+            _sweep(config, out, workers=workers, scheduler=scheduler, retries=retries, quiet=quiet)
+
+    @app.command()
     def report(
         context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
     ) -> None:
@@ -289,6 +310,36 @@ def _draw(name: str, folder: Path, *, quiet: bool, **options: Any) -> None:
     for finding, value in drawn.findings.items():
         print(f"{finding:<32} {value:.4g}")
     print(f"Picture: {drawn.picture}")
+
+
+def _sweep(config: Path, out: Path | None, *, retries: int | None, quiet: bool, **options: Any) -> None:
+    import dataclasses
+
+    from kernelgrowth.experiments import load_sweep, sweep_experiments
+
+    sweep = load_sweep(config)
+    if retries is not None:
+        sweep = dataclasses.replace(sweep, retries=retries)
+    folder = out or Path("runs") / config.stem
+    try:
+        with _counting(quiet) as show:
+            result = sweep_experiments(
+                sweep, folder, on_progress=show and (lambda at: show(at.done + at.failed, at.total)), **options
+            )
+    except KeyboardInterrupt:
+        import typer
+
+        message = f"interrupted; finished runs are in {folder}: the same command goes on from there"
+        raise typer.Exit(_fail(message, _INTERRUPTED)) from None
+    print(f"{len(result.rows) - len(result.failed)} of {len(result.rows)} runs, table: {folder / 'table.csv'}")
+    if result.report is not None:
+        print(f"Report: {result.report}")
+    if result.failed:
+        import typer
+
+        for name, path in result.failed.items():
+            print(f"{name} failed: {path.read_text(encoding='utf-8').splitlines()[-2]} (see {path})", file=sys.stderr)
+        raise typer.Exit(_BAD_INPUT)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.errors import BackendError
 
-__all__ = ["connected", "started"]
+__all__ = ["connected", "limited_threads", "started"]
 
 # What reads these does so when it is first imported, which is in the worker.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KERNELGROWTH_NUM_THREADS")
@@ -21,7 +22,7 @@ _SECONDS_TO_CLOSE = 10
 
 
 @contextlib.contextmanager
-def started(workers: int, *, threads: int = 1) -> Iterator[Any]:
+def started(workers: int, *, threads: int = 1, gpus: int = 0) -> Iterator[Any]:
     """Start processes of this machine that take one task at a time, and yield a `distributed.Client` of them.
 
     Parameters
@@ -30,6 +31,8 @@ def started(workers: int, *, threads: int = 1) -> Iterator[Any]:
         Processes.
     threads : int
         What a task may use; every process is told before it imports anything.
+    gpus : int
+        That each process offers as the resource ``GPU``; which they are is CUDA's choice.
 
     Raises
     ------
@@ -46,6 +49,7 @@ def started(workers: int, *, threads: int = 1) -> Iterator[Any]:
         memory_limit=0,
         env=dict.fromkeys(_THREAD_VARIABLES, str(check_integer("threads", threads, minimum=1))),
         preload=[__name__],
+        resources={"GPU": gpus} if gpus else None,
         silence_logs=logging.ERROR,
     )
     try:
@@ -71,6 +75,24 @@ def connected(address: str) -> Iterator[Any]:
         raise BackendError(f"scheduler {address} does not answer: {error}") from error
     with client:
         yield client
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Use so many threads in this process, which may have been started by somebody else."""
+    before = os.environ.get("KERNELGROWTH_NUM_THREADS")
+    os.environ["KERNELGROWTH_NUM_THREADS"] = str(threads)
+    try:
+        with contextlib.ExitStack() as stack:
+            # Without threadpoolctl BLAS keeps the number that its process was started with.
+            with contextlib.suppress(ImportError):
+                stack.enter_context(importlib.import_module("threadpoolctl").threadpool_limits(threads))
+            yield
+    finally:
+        if before is None:
+            del os.environ["KERNELGROWTH_NUM_THREADS"]
+        else:
+            os.environ["KERNELGROWTH_NUM_THREADS"] = before
 
 
 def dask_setup(worker: Any) -> None:

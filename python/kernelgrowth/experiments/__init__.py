@@ -20,6 +20,8 @@ from kernelgrowth.experiments.run import (
     run_experiment,
     stored_config,
 )
+from kernelgrowth.experiments.sweep_config import SweepConfig, SweepRun, load_sweep, parse_sweep
+from kernelgrowth.experiments.sweep_experiments import SweepProgress, SweepResult, sweep_experiments
 
 __all__ = [
     "ConfigError",
@@ -30,12 +32,19 @@ __all__ = [
     "NetConfig",
     "OutputConfig",
     "Progress",
+    "SweepConfig",
+    "SweepProgress",
+    "SweepResult",
+    "SweepRun",
     "TrackingConfig",
     "TrainingConfig",
     "demo_config",
     "load_config",
+    "load_sweep",
     "parse_config",
+    "parse_sweep",
     "report_run",
     "run_experiment",
     "stored_config",
+    "sweep_experiments",
 ]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kernelgrowth.experiments.sections import (
     ConfigError,
@@ -36,7 +36,11 @@ __all__ = [
     "differing_keys",
     "load_config",
     "parse_config",
+    "parse_toml",
+    "read_text",
 ]
+
+_Built = TypeVar("_Built")
 
 _TARGETS_OF_LOSS = {
     "mse": ("auto", "sign", "centered", "one-hot"),
@@ -77,6 +81,8 @@ class ExperimentConfig:
         """
         names = [section.section for section in _SECTIONS]
         for key in tables:
+            if key == "sweep":
+                raise ConfigError(key, "[sweep] makes it several runs: use `kernelgrowth sweep`")
             if key not in names:
                 raise unknown_key(key, key, names, "the configuration")
         for required in ("data", "training"):
@@ -111,6 +117,11 @@ def parse_config(content: str, source: str | None = None) -> ExperimentConfig:
     ConfigError
         With `line` filled in where the key stands in the text.
     """
+    return parse_toml(content, ExperimentConfig.from_dict, source)
+
+
+def parse_toml(content: str, build: Callable[[dict[str, Any]], _Built], source: str | None = None) -> _Built:
+    """Return what `build` makes of the tables of a TOML text; its `ConfigError` gets source and line."""
     try:
         tables = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
@@ -123,13 +134,23 @@ def parse_config(content: str, source: str | None = None) -> ExperimentConfig:
         # Nesting without end, or an integer of thousands of digits.
         raise ConfigError("", f"cannot be read as TOML: {error}", source=source) from None
     try:
-        return ExperimentConfig.from_dict(tables)
+        return build(tables)
     except ConfigError as error:
         lines = key_lines(content)
         path = error.key
         while path and path not in lines:
             path = path.rpartition(".")[0]
         raise ConfigError(error.key, error.problem, source=source, line=lines.get(path)) from None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return what a configuration file holds; a `ConfigError` names it if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("", f"cannot be read: {error.strerror or error}", source=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("", "is not UTF-8 text", source=str(path)) from None
 
 
 def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
@@ -140,14 +161,7 @@ def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
     ConfigError
         Naming file, line and key; also if the file cannot be read.
     """
-    file = Path(path)
-    try:
-        content = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("", f"cannot be read: {error.strerror or error}", source=str(path)) from None
-    except UnicodeDecodeError:
-        raise ConfigError("", "is not UTF-8 text", source=str(path)) from None
-    return parse_config(content, source=str(path))
+    return parse_config(read_text(path), source=str(path))
 
 
 def differing_keys(first: ExperimentConfig, second: ExperimentConfig) -> list[str]:

@@ -17,7 +17,7 @@ from kernelgrowth.report.figures import dynamics_figure, predictions_figure, spe
 from kernelgrowth.report.quantities import describe
 from kernelgrowth.report.style import png_bytes
 
-__all__ = ["write_report"]
+__all__ = ["template", "text_of", "write_report"]
 
 _CAPTIONS = {
     "dynamics": (
@@ -74,14 +74,14 @@ def write_report(
         If a file cannot be written.
     """
     target = Path(folder)
-    environment = _environment()
+    page_of_run = template("report.html")
     pictures = {"dynamics": dynamics_figure(history, summary)}
     if predictions is not None:
         pictures["predictions"] = predictions_figure(predictions)
     if "eigenvalues" in history and np.size(history["eigenvalues"]):
         pictures["spectrum"] = spectrum_figure(history, summary)
     images = {name: png_bytes(figure) for name, figure in pictures.items()}
-    page = environment.get_template("report.html").render(
+    page = page_of_run.render(
         title=summary.get("title") or "Run",
         sentence=summary.get("verdict_sentence") or "",
         verdict=summary.get("verdict") or "undetermined",
@@ -106,31 +106,34 @@ def write_report(
     return path
 
 
-def _environment() -> Any:
+def template(name: str) -> Any:
+    """Return a page's template; a `BackendError` says how to install Jinja."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
         raise BackendError('the report needs Jinja: pip install "kernelgrowth[run]"') from error
-    template = importlib.resources.files("kernelgrowth.report").joinpath("templates", "report.html")
-    return jinja2.Environment(
-        loader=jinja2.DictLoader({"report.html": template.read_text(encoding="utf-8")}),
+    source = importlib.resources.files("kernelgrowth.report").joinpath("templates", name)
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader({name: source.read_text(encoding="utf-8")}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
 def _texts(table: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): _text(value) for key, value in table.items()}
+    return {str(key): text_of(value) for key, value in table.items()}
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value as a reader wants to see it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} = {_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key} = {text_of(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        shown = [_text(item) for item in value[:12]]
+        shown = [text_of(item) for item in value[:12]]
         return ", ".join(shown + (["…"] if len(value) > 12 else []))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
