@@ -15,7 +15,7 @@ from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.cluster import started
 from kernelgrowth._backend.errors import RunFolderError
 from kernelgrowth._backend.files import atomic_write_text
-from kernelgrowth.experiments.tasks import work_through
+from kernelgrowth._backend.tasks import work_through
 
 __all__ = ["TABLE", "run_sweep"]
 

@@ -16,11 +16,11 @@ from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.cluster import connected, limited_threads, started
 from kernelgrowth._backend.errors import DivergedError, RunFolderError
 from kernelgrowth._backend.files import atomic_write_text
+from kernelgrowth._backend.tasks import Outcome, work_through
 from kernelgrowth.experiments.config import ExperimentConfig, differing_keys
 from kernelgrowth.experiments.run import report_run, run_experiment, stored_config
 from kernelgrowth.experiments.summary import TIMINGS, read_summary
 from kernelgrowth.experiments.sweep_config import SweepConfig, SweepRun
-from kernelgrowth.experiments.tasks import Outcome, work_through
 from kernelgrowth.report import write_sweep_report
 from kernelgrowth.tracking import load_run
 
