@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import threadpoolctl
-from benchmarks import at_scale, passes, timing, tracking
+from benchmarks import at_scale, killing, kills, out_of_core, passes, timing, tracking
 from benchmarks.case import OURS, Workload
 from benchmarks.eigenpairs import arpack, loosest_tolerance, pairs_error
 from benchmarks.factors import features_of, kernel_error, random_layers
@@ -208,3 +208,24 @@ def test_the_share_of_training(capsys):
     text = capsys.readouterr().out
     assert "max_overhead None: 4 tracked steps on 40 to 40 examples" in text
     assert "max_overhead 0.05" in text
+
+
+def test_a_kernel_out_of_core_is_killed_resumed_and_compared(capsys, tmp_path):
+    sizes = ["--examples", "300", "--widths", "9", "8", "1", "--kills", "1", "--repeats", "1"]
+    out_of_core.main([*sizes, "--folder", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "uninterrupted after" in text
+    assert "0 of them differ; no tile was computed twice" in text
+    assert text.count("of the throughput in memory") == len(out_of_core.STORED)
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_processes_are_started_again(capsys, tmp_path):
+    kills.main(["--tiles", "2", "--runs", "2", "--folder", str(tmp_path)])
+    assert capsys.readouterr().out.count("2 processes killed") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_that_fails_is_no_killed_one():
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        killing.run_child("benchmarks.no_such_module", kill_after=60)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -365,6 +366,32 @@ def interrupted(tmp_path, features, *, fails_at=9, **arguments):
     return out
 
 
+def test_a_tile_is_written_while_the_next_is_computed(tmp_path):
+    features = random_features()
+    writing, produced = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def __setitem__(self, index, value):
+            writing.set()
+            assert produced.wait(60)
+            super().__setitem__(index, value)
+
+    def produce(start, stop):
+        if start >= 10:
+            assert writing.wait(60)
+            produced.set()
+            if start == 20:
+                raise OSError("no such chunk")
+        return features.examples(start, stop)
+
+    out = Slow((40, 40), np.float32)
+    source = ChunkedFeatures(40, produce, chunk_size=10)
+    with LargestTile(12 * 100), pytest.raises(OSError, match="no such chunk"):
+        empirical_ntk(source, outputs="trace", out=out)
+    # What was on its way is written nevertheless: tiles (0, 0) and (0, 1), and the latter's mirror.
+    assert out.writes == 3
+
+
 def test_progress_of_another_kernel_is_refused(tmp_path):
     features = random_features()
     eta = random_preconditioner(features)
@@ -397,7 +424,7 @@ def test_the_tiles_of_the_interrupted_call_must_fit(tmp_path):
     out = interrupted(tmp_path, features)
     written, content = out.writes, (tmp_path / "p").read_bytes()
     compute = functools.partial(empirical_ntk, features, outputs="trace", out=out, progress=tmp_path / "p", resume=True)
-    with pytest.raises(MemoryLimitError, match="tiles of 7 x 7 examples"):
+    with pytest.raises(MemoryLimitError, match="tiles of 5 x 5 examples"):
         compute(memory_limit=1000)
     assert (out.writes, (tmp_path / "p").read_bytes()) == (written, content)
     compute(memory_limit=smallest_limit(lambda memory_limit: compute(memory_limit=memory_limit)))

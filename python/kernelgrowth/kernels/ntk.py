@@ -65,7 +65,8 @@ def empirical_ntk(
         Written and returned instead of a new array: of the result's shape and dtype, writable, sharing no memory with
         the features. Any array with `shape`, `dtype` and assignment to slices (a `numpy.memmap`, Zarr, h5py): such an
         array gets the kernel in square tiles, of as many examples as fit into `memory_limit` and in multiples of
-        `out.shards` or `out.chunks` where it has them, each as soon as it is finished. Not together with `per_layer`.
+        `out.shards` or `out.chunks` where it has them, each as soon as it is finished, and where it is no NumPy array
+        by a thread of its own, which does nothing else. Not together with `per_layer`.
     memory_limit : int, optional
         Bytes the call may take, its result included, `out` not; half of the available memory by default, on a GPU of
         its own. What `out` takes for itself to store a tile is not counted.

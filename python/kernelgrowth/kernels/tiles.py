@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -110,7 +110,8 @@ class TiledKernel:
     def fill(self, out: Any, *, progress: str | None, resume: bool) -> None:
         """Write the kernel to `out`, which has the result's shape and dtype; see `empirical_ntk`."""
         unit = write_unit(out, self._shape)
-        copies = self._runner.tiles + (0 if isinstance(out, np.ndarray) else 1)
+        # Beside those that are computed, the tile that is written behind them, and its mirror.
+        copies = self._runner.tiles + (0 if isinstance(out, np.ndarray) else 2)
         if progress is None:
             tile = self._choose_tile(unit, copies)
             self._fill(out, tile, unit, copies, None)
@@ -161,22 +162,38 @@ class TiledKernel:
         done = set() if record is None else self._confirmed(out, places, record.done)
         begun: deque[tuple[Range, FloatArray, list[_Piece]]] = deque()
 
-        def finish() -> None:
-            number, tile, parts = begun.popleft()
-            values = self._completed(tile, parts)
+        def store(number: Range, values: FloatArray) -> None:
             self._write(out, values, *places[number])
             if record is not None:
                 if callable(flush := getattr(out, "flush", None)):
                     flush()
                 record.add(number, self._edge_checksum(values))
 
-        with self._runner.running():
+        # Other libraries compress with few threads or wait for a disk, and the next tile is computed meanwhile; into
+        # NumPy's arrays all threads copy.
+        behind = not isinstance(out, np.ndarray)
+        written: Future[None] | None = None
+
+        def finish() -> None:
+            nonlocal written
+            number, tile, parts = begun.popleft()
+            values = self._completed(tile, parts)
+            if written is not None:
+                written.result()
+            if behind:
+                written = writer.submit(store, number, values)
+            else:
+                store(number, values)
+
+        with ThreadPoolExecutor(1, "kernelgrowth-tiles") as writer, self._runner.running():
             for number in [number for number in places if number not in done]:
                 if len(begun) == self._runner.tiles:
                     finish()
                 begun.append((number, *self._begin(*places[number], held)))
             while begun:
                 finish()
+            if written is not None:
+                written.result()
 
     def _edge_checksum(self, values: FloatArray) -> int:
         """Return a checksum of a tile's first and last example's entries."""
