@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from kernelgrowth import (
 )
 from kernelgrowth.distributed import ShardedFeatures, ShardedOperator
 from kernelgrowth.distributed import empirical_ntk as sharded_ntk
+from kernelgrowth.distributed.cluster import Cluster
 from sharded_cases import (
     failing,
     heavy,
@@ -49,7 +51,7 @@ MODES = ["full", "trace", "mean_trace", "sum_logits"]
 
 @pytest.fixture(scope="module")
 def cluster():
-    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "memory_limit": "1GiB"}
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0", "memory_limit": "1GiB"}
     with distributed.LocalCluster(n_workers=WORKERS, **options) as cluster:
         yield cluster
 
@@ -67,7 +69,7 @@ def feats(client):
 
 @pytest.fixture(scope="module")
 def wide_feats(client):
-    return ShardedFeatures(client, wide, parts(900, 3))
+    return ShardedFeatures(client, functools.partial(wide, n=600, width=100), parts(600, 3))
 
 
 @pytest.mark.parametrize("outputs", MODES)
@@ -96,7 +98,7 @@ def test_vectors_that_do_not_fit_together_are_multiplied_in_groups(feats):
     v = np.random.default_rng(0).normal(size=(60, 40)).astype(np.float32)
     wanted = operator @ v
     tight = ShardedOperator(feats, outputs="trace", memory_limit=operator._layout.workspace(feats.head, 12) + 50_000)
-    assert 1 <= tight._group(40, feats.placement()) < 40
+    assert 1 <= tight._group(40) < 40
     np.testing.assert_array_equal(tight @ v, wanted)
     with pytest.raises(MemoryLimitError, match="product with one vector needs"):
         ShardedOperator(feats, memory_limit=1000) @ v.reshape(-1, 1)[:120]
@@ -136,8 +138,8 @@ class Counted(ShardedOperator):
 
 def test_everything_that_takes_an_operator_takes_this_one(wide_feats):
     operator = ShardedOperator(wide_feats)
-    local = NTKOperator(wide((0, 900)), products="factored")
-    y = np.random.default_rng(0).normal(size=(900, 2))
+    local = NTKOperator(wide((0, 600), n=600, width=100), products="factored")
+    y = np.random.default_rng(0).normal(size=(600, 2))
     found, wanted = (
         KernelRegression(kernel, diag_reg=0.1, method="cg", rank=64, tol=1e-3).fit(y).predict(local)
         for kernel in (operator, local)
@@ -166,8 +168,40 @@ def test_a_worker_killed_in_the_middle_of_a_product_changes_no_bit(cluster, clie
         assert killer.killed, "the product was over before a worker could be killed"
         np.testing.assert_array_equal(found, wanted)
         client.wait_for_workers(WORKERS, timeout=30)
-    # Of fewer workers, each with other shards, the same bits.
-    assert len(set(feats.placement())) < WORKERS
+    # The workers that took the places of the dead have their share again.
+    assert sorted(map(feats.placement().count, set(feats.placement()))) == [2, 2, 2]
+    np.testing.assert_array_equal(operator @ v, wanted)
+
+
+def test_bits_do_not_depend_on_the_number_of_workers(client):
+    v = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32)
+    wanted = ShardedOperator(ShardedFeatures(client, part_of_whole, parts(60, 7))) @ v
+    for count in (1, 2):
+        some = sorted(client.nthreads())[:count]
+        with (
+            mock.patch.object(Cluster, "workers", lambda _, some=some: some),
+            mock.patch.object(Cluster, "workers_waited_for", lambda _, some=some: some),
+        ):
+            feats = ShardedFeatures(client, part_of_whole, parts(60, 7))
+            assert len(set(feats.placement())) == count
+            np.testing.assert_array_equal(ShardedOperator(feats) @ v, wanted)
+
+
+def test_an_interrupted_product_leaves_nothing_behind(cluster, client):
+    feats = ShardedFeatures(client, functools.partial(wide, n=1500, width=256), parts(1500, 3))
+    operator = ShardedOperator(feats)
+    v = np.random.default_rng(0).normal(size=(1500, 48)).astype(np.float32)
+    wanted = operator @ v
+    before = set(cluster.scheduler.tasks)
+    interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        eigsh(operator, 24, tol=0.0, max_passes=1000)
+    interrupt.join()
+    deadline = time.monotonic() + 20
+    while not set(cluster.scheduler.tasks) <= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(cluster.scheduler.tasks) <= before
     np.testing.assert_array_equal(operator @ v, wanted)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kernelgrowth._backend.checks import check_integer
 from kernelgrowth._backend.errors import MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes
-from kernelgrowth.distributed.cluster import Cluster
+from kernelgrowth.distributed.cluster import Cluster, WorkerLostError
 from kernelgrowth.distributed.shards import Settings, ShardFacts, describe, first_example, produce
 from kernelgrowth.gradients.features import GradientFeatures
 from kernelgrowth.gradients.parameters import parameter_arrays
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["ShardedFeatures"]
+
+_Result = TypeVar("_Result")
 
 
 class ShardedFeatures:
@@ -53,6 +55,9 @@ class ShardedFeatures:
         Of all features.
     layout : list
         What every shard is like: the name, kind, shapes, bias, scale and dtype of each block.
+    room : int or None
+        Bytes that the shards leave of 60 % of every worker's memory limit, as they were placed at first; None where no
+        worker has a limit. What a worker holds beyond it, once others have died, Dask keeps on its disk.
 
     Raises
     ------
@@ -71,7 +76,8 @@ class ShardedFeatures:
     -----
     Shards lie on the workers in order, neighbours together. The client learns their shapes, checksums and the indices
     that occur in an `Embedding`, and gets the first example to check arguments by. When a worker dies, Dask makes its
-    shards again on others; one that then has other numbers is refused when it is used.
+    shards again on others, and when one joins, the next product or kernel gives it its share, which is made again
+    there. A shard that then has other numbers is refused.
 
     Examples
     --------
@@ -95,30 +101,24 @@ class ShardedFeatures:
         self.parts = list(parts)
         if not self.parts:
             raise ValueError("parts must name at least one part of the examples, got none")
+        self.num_shards = len(self.parts)
+        self._make, self._retries = make, retries
         self.cluster = Cluster(client)
-        workers = self.cluster.workers()
-        homes = [workers[s * len(workers) // len(self.parts)] for s in range(len(self.parts))]
-        self._homes = homes
-        self._shards = [
-            self.cluster.submit(produce, make, part, self.num_threads, worker=home, retries=retries)
-            for part, home in zip(self.parts, homes, strict=True)
-        ]
-        described = [
-            self.cluster.submit(describe, shard, worker=home) for shard, home in zip(self._shards, homes, strict=True)
-        ]
-        with self.cluster.cancelling([*self._shards, *described]):
-            self.facts: list[ShardFacts] = self._learn(described)
-            head = self.cluster.submit(first_example, self._shards[0], worker=homes[0])
-            self.head: GradientFeatures = self.cluster.result(head)
-        first = self.facts[0]
+        self._workers = self.cluster.workers()
+        count = len(self._workers)
+        self._homes = [self._workers[s * count // self.num_shards] for s in range(self.num_shards)]
+        self._shards = [self._produced(s) for s in range(self.num_shards)]
+        with self.cluster.cancelling(self._shards):
+            self.facts: list[ShardFacts] = self._learn()
+            self.head: GradientFeatures = self._first_example()
         self.counts = tuple(facts.num_examples for facts in self.facts)
         self.num_examples = sum(self.counts)
         self.num_outputs = self.head.num_outputs
         self.num_parameters = self.head.num_parameters
-        self.num_shards = len(self.parts)
         self.dtype: np.dtype[Any] = self.head.dtype
-        self.layout = first.layout
+        self.layout = self.facts[0].layout
         self.nbytes = sum(facts.nbytes for facts in self.facts)
+        self.room = self._room()
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -135,7 +135,7 @@ class ShardedFeatures:
 
     @property
     def shards(self) -> list[Any]:
-        """The futures of the shards."""
+        """The futures of the shards, where `placement` said last."""
         return self._shards
 
     def settings(self, outputs: str, preconditioner: Mapping[str, Any] | None) -> Settings:
@@ -147,39 +147,114 @@ class ShardedFeatures:
         return Settings(outputs, weights, self.occurring, self.num_threads)
 
     def placement(self) -> list[str]:
-        """Return the worker on which each shard is, once all that were lost have been made again."""
-        with self.cluster.cancelling([]):
-            holders = self.cluster.holders(self._shards)
-        self._homes = [
-            home if home in at else at[0] if at else home for home, at in zip(self._homes, holders, strict=True)
-        ]
+        """Return the worker on which each shard is, once all that were lost have been made again.
+
+        When workers came or went, shards of those that have too many are made again on others.
+        """
+        self._locate()
+        if (workers := self.cluster.workers_waited_for()) != self._workers:
+            self._workers = workers
+            self._balance()
+            self._locate()
         return list(self._homes)
 
-    def room(self, placement: list[str]) -> int | None:
-        """Bytes that the shards leave of 60 % of every worker's memory limit; None where no worker has one."""
+    def attempt(self, work: Callable[[list[str]], _Result]) -> _Result:
+        """Return `work(placement)`, which begins again whenever it finds that a worker is gone."""
+        while True:
+            try:
+                return work(self.placement())
+            except WorkerLostError:
+                continue
+
+    def _locate(self) -> None:
+        """Wait for all shards, and make those again that are gone with their workers."""
+        while True:
+            try:
+                holders = self.cluster.holders(self._shards, self._homes)
+            except WorkerLostError:
+                self._replace()
+                continue
+            if all(holders) or self._failed():
+                break
+            self._replace()
+        self._homes = [home if home in at or not at else at[0] for home, at in zip(self._homes, holders, strict=True)]
+
+    def _failed(self) -> bool:
+        """Whether a shard could not be made again; whatever needs it raises what `make` raised."""
+        return any(shard.status == "error" for shard in self._shards)
+
+    def _replace(self) -> list[int]:
+        """Make shards again whose workers are gone, where there are fewest, and return which."""
+        workers = self.cluster.workers_waited_for()
+        lost = [s for s, home in enumerate(self._homes) if home not in workers]
+        for s in lost:
+            self._homes[s] = min(workers, key=self._homes.count)
+            self._shards[s] = self._produced(s)
+        return lost
+
+    def _balance(self) -> None:
+        shards = {worker: [s for s, home in enumerate(self._homes) if home == worker] for worker in self._workers}
+        most = -(-self.num_shards // len(self._workers))
+        for s in [s for held in shards.values() for s in held[most:]]:
+            shards[self._homes[s]].remove(s)
+            self._homes[s] = min(self._workers, key=lambda worker: len(shards[worker]))
+            shards[self._homes[s]].append(s)
+            self._shards[s] = self._produced(s)
+
+    def _produced(self, s: int) -> Any:
+        return self.cluster.submit(
+            produce, self._make, self.parts[s], self.num_threads, worker=self._homes[s], retries=self._retries
+        )
+
+    def _room(self) -> int | None:
         limits = self.cluster.memory_limits()
-        held = dict.fromkeys(placement, 0)
-        for home, facts in zip(placement, self.facts, strict=True):
+        held = dict.fromkeys(self._homes, 0)
+        for home, facts in zip(self._homes, self.facts, strict=True):
             held[home] += facts.nbytes
         return min((limits[home] - count for home, count in held.items() if home in limits), default=None)
 
-    def _learn(self, described: list[Any]) -> list[ShardFacts]:
+    def _learn(self) -> list[ShardFacts]:
         """Wait for all shards, of which the first to fail ends the waiting."""
-        places = {future.key: s for s, future in enumerate(described)}
         found: dict[int, ShardFacts] = {}
-        for future in self.cluster.completed(described):
-            s = places[future.key]
+        waiting = {self._described(s): s for s in range(self.num_shards)}
+        while waiting:
             try:
-                facts: ShardFacts = self.cluster.result(future)
-            except Exception as error:
-                error.add_note(f"This was shard {s} of {len(self.parts)}, made of the part {self.parts[s]!r}.")
-                raise
-            if not found:
-                self._check_memory(s, facts)
-            first_place = min(found, default=s)
-            self._check_alike(s, facts, first_place, found.get(first_place, facts))
-            found[s] = facts
-        return [found[s] for s in range(len(self.parts))]
+                done = self.cluster.completed(list(waiting), self._homes, first=True)
+                for future in done:
+                    s = waiting[future]
+                    facts = self._checked(s, future, found)
+                    del waiting[future]
+                    found[s] = facts
+            except WorkerLostError:
+                lost = self._replace()
+                waiting = {future: s for future, s in waiting.items() if s not in lost}
+                waiting |= {self._described(s): s for s in lost if s not in found}
+        return [found[s] for s in range(self.num_shards)]
+
+    def _described(self, s: int) -> Any:
+        return self.cluster.submit(describe, self._shards[s], worker=self._homes[s], first=True)
+
+    def _checked(self, s: int, described: Any, found: Mapping[int, ShardFacts]) -> ShardFacts:
+        try:
+            facts: ShardFacts = self.cluster.results([described], [self._homes[s]])[0]
+        except WorkerLostError:
+            raise
+        except Exception as error:
+            error.add_note(f"This was shard {s} of {self.num_shards}, made of the part {self.parts[s]!r}.")
+            raise
+        if not found:
+            self._check_memory(s, facts)
+        other = min(found, default=s)
+        self._check_alike(s, facts, other, found.get(other, facts))
+        return facts
+
+    def _first_example(self) -> GradientFeatures:
+        def work(homes: list[str]) -> GradientFeatures:
+            task = self.cluster.submit(first_example, self._shards[0], worker=homes[0])
+            head: GradientFeatures = self.cluster.results([task], homes[:1])[0]
+            return head
+
+        return self.attempt(work)
 
     def _check_alike(self, s: int, facts: ShardFacts, other: int, known: ShardFacts) -> None:
         if facts.layout == known.layout:

@@ -15,7 +15,7 @@ from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy, to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes, resolve_memory_limit
-from kernelgrowth.distributed.cluster import hold
+from kernelgrowth.distributed.cluster import Shared
 from kernelgrowth.distributed.features import ShardedFeatures
 from kernelgrowth.distributed.halves import SumLayout
 from kernelgrowth.distributed.pairs import Pair, all_pairs, pair_memory, run_pairs
@@ -129,7 +129,7 @@ class ShardedOperator:
         self._preconditioned = bool(settings.weights)
         self._layout = SumLayout(feats.head, settings)
         self._checksums = [facts.checksum for facts in feats.facts]
-        self._settings = feats.cluster.submit(hold, settings, worker=feats.placement()[0])
+        self._settings = Shared(feats.cluster, settings)
         self._sweeps = Sweeps(feats.cluster, feats.shards, self._checksums, self._settings)
         rows = feats.num_examples * self._layout.rows_each
         self.shape = (rows, rows)
@@ -214,30 +214,31 @@ class ShardedOperator:
         columns = vectors.reshape(len(vectors), -1)
         result = np.empty(columns.shape, dtype)
         if columns.size > 0:
-            placement = self._feats.placement()
-            group = self._group(columns.shape[1], placement)
+            group = self._group(columns.shape[1])
             for j in range(0, columns.shape[1], group):
-                result[:, j : j + group] = self._product(columns[:, j : j + group], placement, dtype)
+                result[:, j : j + group] = self._product(columns[:, j : j + group], dtype)
         if self._check_finite and is_finite(vectors):
             check_values("product", result)
         return result.reshape(vectors.shape)
 
-    def _product(self, v: FloatArray, placement: list[str], dtype: np.dtype[Any]) -> FloatArray:
+    def _product(self, v: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
         scaled, exponents = moderate(v, self.dtype)
         each = self._layout.rows_each
         pieces = [np.ascontiguousarray(scaled[begin * each : end * each]) for begin, end in self._feats.bounds]
         head = self._feats.head if self._preconditioned else None
-        parts = self._sweeps.product(pieces, placement, head)
+        parts = self._feats.attempt(lambda placement: self._sweeps.product(pieces, placement, head))
         return scaled_back(np.concatenate(parts).astype(np.float64), exponents, dtype)
 
-    def _group(self, vectors: int, placement: list[str]) -> int:
-        """Return how many vectors are multiplied together: all of them, or as many as fit the workers' memory."""
-        room = self._feats.room(placement) if self._limit is None else self._limit
+    def _group(self, vectors: int) -> int:
+        """Return how many vectors are multiplied together: all of them, or as many as fit the workers' memory.
+
+        Always the same number, whatever became of the workers since.
+        """
+        room = self._feats.room if self._limit is None else self._limit
         if room is None:
             return vectors
-        # Sums of subtrees that wait for others, or the halves, the whole and a copy of what arrives.
-        shards = max(placement.count(home) for home in placement)
-        sums = 4 + (shards - 1).bit_length()
+        # Sums of subtrees that wait for others, or two of them, the whole, and a copy of what arrives.
+        sums = 4 + (self._feats.num_shards - 1).bit_length()
         number = self.dtype.itemsize
         rows = max(self._feats.counts) * self._layout.rows_each
         each = sums * self._layout.numbers * number + rows * (2 * number + 8)
@@ -258,12 +259,16 @@ class ShardedOperator:
 
     def _exact_diagonal(self) -> npt.NDArray[np.float64]:
         cluster = self._feats.cluster
-        tasks: list[Any] = []
-        with cluster.cancelling(tasks):
-            for s, home in enumerate(self._feats.placement()):
-                shard, checksum = self._feats.shards[s], self._checksums[s]
-                tasks.append(cluster.submit(_diagonal, shard, checksum, self._settings, self._limit, worker=home))
-            return np.concatenate(cluster.results(tasks))
+
+        def work(placement: list[str]) -> npt.NDArray[np.float64]:
+            tasks: list[Any] = []
+            settings = self._settings.among(placement)
+            with cluster.cancelling(tasks):
+                for shard, checksum, home in zip(self._feats.shards, self._checksums, placement, strict=True):
+                    tasks.append(cluster.submit(_diagonal, shard, checksum, settings, self._limit, worker=home))
+                return np.concatenate(cluster.results(tasks, placement))
+
+        return self._feats.attempt(work)
 
 
 def _diagonal(shard: Shard, checksum: int, settings: Settings, limit: int | None) -> npt.NDArray[np.float64]:

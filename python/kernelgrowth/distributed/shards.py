@@ -16,7 +16,18 @@ from kernelgrowth._backend.native import core_is_serial
 from kernelgrowth.gradients.features import Block, Embedding, GradientFeatures, OuterProduct
 from kernelgrowth.gradients.identity import array_checksum, arrays_of, layout
 
-__all__ = ["Settings", "Shard", "ShardFacts", "describe", "first_example", "on_threads", "prepared", "produce"]
+__all__ = [
+    "Lent",
+    "Settings",
+    "Shard",
+    "ShardFacts",
+    "describe",
+    "first_example",
+    "lend",
+    "on_threads",
+    "prepared",
+    "produce",
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,13 @@ class Shard:
     def __sizeof__(self) -> int:
         # By this Dask decides where tasks run and when memory is short; it cannot look into features.
         return self.nbytes
+
+
+class Lent(Shard):
+    """A shard on its way to another worker: until then the same memory, which Dask must not count twice."""
+
+    def __sizeof__(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,11 @@ def produce(make: Callable[[Any], GradientFeatures], part: Any, num_threads: int
     for array in arrays_of(feats):
         value = array_checksum(to_numpy(array), value)
     return Shard(GradientFeatures({name: _lean(block) for name, block in feats.items()}), value)
+
+
+def lend(shard: Shard) -> Lent:
+    """Return a shard that is sent in its stead, and forgotten where it was used."""
+    return Lent(shard.features, shard.checksum)
 
 
 def describe(shard: Shard) -> ShardFacts:

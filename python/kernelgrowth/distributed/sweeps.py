@@ -6,14 +6,13 @@ Subtrees that lie on one worker are one task; of others the right half moves to 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kernelgrowth._backend.arrays import FloatArray
-from kernelgrowth.distributed.cluster import Cluster, hold
+from kernelgrowth.distributed.cluster import Cluster, Shared, hold
 from kernelgrowth.distributed.halves import images, precondition, sum_gradients
 from kernelgrowth.distributed.shards import Settings, Shard, prepared
 from kernelgrowth.gradients.features import GradientFeatures
@@ -46,11 +45,11 @@ class Sweeps:
     cluster : Cluster
     shards : sequence of Future
     checksums : sequence of int
-    settings : Future
+    settings : Shared
     """
 
-    def __init__(self, cluster: Cluster, shards: Sequence[Any], checksums: Sequence[int], settings: Any) -> None:
-        self._cluster, self._shards, self._checksums, self._settings = cluster, shards, checksums, settings
+    def __init__(self, cluster: Cluster, shards: Sequence[Any], checksums: Sequence[int], settings: Shared) -> None:
+        self._cluster, self._shards, self._checksums, self._shared = cluster, shards, checksums, settings
 
     def product(
         self, vectors: Sequence[FloatArray], placement: Sequence[str], head: GradientFeatures | None
@@ -65,19 +64,27 @@ class Sweeps:
             The worker of each shard.
         head : GradientFeatures or None
             One example where there is a preconditioner.
+
+        Raises
+        ------
+        WorkerLostError
+            If one of the workers is gone.
         """
         tasks: list[Any] = []
+        self._settings = self._shared.among(placement)
         with self._cluster.cancelling(tasks):
             total = self._sum(0, len(vectors), vectors, placement, tasks)
             if head is not None:
                 total = self._task(tasks, placement[0], precondition, total, head, self._settings)
             at_home = self._spread(total, placement, tasks)
-            found = []
-            for home, group in itertools.groupby(range(len(placement)), key=placement.__getitem__):
-                these = list(group)
+            found, order = [], []
+            for home in dict.fromkeys(placement):
+                these = [s for s, at in enumerate(placement) if at == home]
                 shards, checksums = [self._shards[s] for s in these], [self._checksums[s] for s in these]
                 found.append(self._task(tasks, home, _images, shards, checksums, at_home[home], self._settings))
-            return [part for parts in self._cluster.results(found) for part in parts]
+                order += these
+            parts = [part for parts in self._cluster.results(found, placement) for part in parts]
+            return [parts[order.index(s)] for s in range(len(parts))]
 
     def _sum(
         self, begin: int, end: int, vectors: Sequence[FloatArray], placement: Sequence[str], tasks: list[Any]

@@ -13,7 +13,7 @@ import numpy as np
 
 from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.memory import resolve_memory_limit
-from kernelgrowth.distributed.cluster import hold
+from kernelgrowth.distributed.cluster import Shared
 from kernelgrowth.distributed.features import ShardedFeatures
 from kernelgrowth.distributed.pairs import Pair, all_pairs, pair_memory, run_pairs
 from kernelgrowth.distributed.shards import Settings, Shard, on_threads, prepared
@@ -107,9 +107,8 @@ def empirical_ntk(
             else:
                 record.begin(header)
         pairs = [pair for pair in all_pairs(feats.num_shards) if pair not in done]
-        shared = feats.cluster.submit(hold, settings, worker=feats.placement()[0])
-        bounds = feats.bounds
-        for pair, value in run_pairs(feats, pairs, _write, shared, out, bounds, limit):
+        shared = Shared(feats.cluster, settings)
+        for pair, value in run_pairs(feats, pairs, _write, shared, out, feats.bounds, limit):
             if record is not None:
                 record.add(pair, value)
         if record is not None:
