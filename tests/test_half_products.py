@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from kernelgrowth.distributed import halves
 from kernelgrowth.distributed.halves import SumLayout, images, precondition, sum_gradients
+from kernelgrowth.distributed.operator import _diagonal
 from kernelgrowth.distributed.shards import Settings, describe, first_example, prepared, produce
 from kernelgrowth.gradients import Embedding, GradientFeatures, OuterProduct, Rows
 from kernelgrowth.kernels import NTKOperator
 from product_cases import PROMISE, exact, preconditioner
 from strategies import Case, cases
+from test_operator_on_gpu import placed
 
 modes = st.sampled_from(["full", "trace", "mean_trace", "sum_logits"])
 seeds = st.integers(0, 2**32 - 1)
@@ -69,6 +71,22 @@ def test_many_small_steps_give_the_same(case, outputs, seed):
             patch.setattr(halves, name, value)
         found = product(case.features[0], [0, case.features[0].num_examples], v, outputs)
     close(case, found, kernel, scale, v)
+
+
+@settings(max_examples=60)
+@given(case=some_cases, outputs=modes, weighted=st.booleans(), seed=seeds)
+def test_halves_on_a_gpu_take_and_give_arrays_of_the_host(gpu, case, outputs, weighted, seed):
+    eta = preconditioner(case, seed) if weighted else {}
+    kernel, scale = exact(case, outputs, eta)
+    feats = placed(gpu, case.features[0])
+    v = np.random.default_rng(seed).normal(size=(len(kernel), 3)).astype(case.dtype)
+    found = product(feats, [0, feats.num_examples // 2, feats.num_examples], v, outputs, eta)
+    assert type(found) is np.ndarray
+    close(case, found, kernel, scale, v)
+    common = Settings(outputs, {name: e if isinstance(e, tuple) else (e,) for name, e in eta.items()}, {}, 1)
+    shard = produce(lambda _: feats, None, 1)
+    found = _diagonal(shard, shard.checksum, common, None)
+    np.testing.assert_allclose(found, np.diag(kernel), rtol=PROMISE[case.dtype], atol=1e-30)
 
 
 @settings(max_examples=40)

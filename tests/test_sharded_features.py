@@ -169,7 +169,7 @@ def test_a_worker_killed_in_the_middle_of_a_product_changes_no_bit(cluster, clie
         np.testing.assert_array_equal(found, wanted)
         client.wait_for_workers(WORKERS, timeout=30)
     # The workers that took the places of the dead have their share again.
-    assert sorted(map(feats.placement().count, set(feats.placement()))) == [2, 2, 2]
+    assert [feats.placement().count(worker) for worker in client.nthreads()] == [2, 2, 2]
     np.testing.assert_array_equal(operator @ v, wanted)
 
 
@@ -206,11 +206,11 @@ def test_an_interrupted_product_leaves_nothing_behind(cluster, client):
 
 
 class Killer(threading.Thread):
-    """Sends SIGKILL to a worker that runs a task whose name begins with `prefix`, as soon as there is one."""
+    """Sends SIGKILL to the first worker that runs a task whose name begins with `prefix`, or then to all of them."""
 
-    def __init__(self, cluster, prefix):
+    def __init__(self, cluster, prefix, *, everyone=False):
         super().__init__(daemon=True)
-        self.scheduler, self.prefix, self.killed = cluster.scheduler, prefix, None
+        self.scheduler, self.prefix, self.killed, self.everyone = cluster.scheduler, prefix, None, everyone
         self.pids = {nanny.worker_address: nanny.process.pid for nanny in cluster.workers.values()}
 
     def run(self):
@@ -219,13 +219,15 @@ class Killer(threading.Thread):
             for key, task in list(self.scheduler.tasks.items()):
                 if str(key).startswith(self.prefix) and task.processing_on is not None:
                     self.killed = task.processing_on.address
-                    os.kill(self.pids[self.killed], signal.SIGKILL)
+                    for pid in self.pids.values() if self.everyone else [self.pids[self.killed]]:
+                        os.kill(pid, signal.SIGKILL)
                     return
             time.sleep(0.001)
 
 
-@pytest.mark.parametrize("outputs", [*MODES, "diagonal"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("outputs", "dtype"), [("full", np.float64), *((mode, np.float32) for mode in [*MODES, "diagonal"])]
+)
 def test_the_kernel_on_disk_has_the_bits_of_the_kernel_in_memory(client, tmp_path, outputs, dtype):
     feats = ShardedFeatures(client, functools.partial(part_of_whole, dtype=dtype), [(0, 24), (24, 32), (32, 60)])
     local = whole(dtype=dtype)
@@ -273,7 +275,6 @@ def test_a_worker_killed_while_it_writes_changes_nothing(cluster, client, tmp_pa
     killer.join(30)
     assert killer.killed
     np.testing.assert_array_equal(out[...], empirical_ntk(wide((0, 1200), n=1200)))
-    client.wait_for_workers(WORKERS, timeout=30)
 
 
 def test_what_fails_names_the_part(client):
@@ -326,6 +327,29 @@ def test_arrays_that_workers_cannot_share_are_refused(feats, tmp_path):
         sharded_ntk(
             feats, out=stored(tmp_path / "K.zarr", (60, 60), np.float32, chunk=12), outputs="trace", resume=True
         )
+
+
+def test_workers_killed_while_they_make_shards_are_replaced(cluster, client):
+    client.wait_for_workers(2, timeout=30)
+    killer = Killer(cluster, "kernelgrowth_produce")
+    killer.start()
+    feats = ShardedFeatures(client, functools.partial(wide, n=1500, width=400), parts(1500, 4))
+    killer.join(30)
+    assert killer.killed
+    v = np.ones(1500, np.float32)
+    wanted = NTKOperator(wide((0, 1500), n=1500, width=400), products="factored") @ v
+    np.testing.assert_allclose(ShardedOperator(feats) @ v, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_product_outlives_all_workers(cluster, client, feats):
+    operator = ShardedOperator(feats)
+    v = np.ones(120, np.float32)
+    wanted = operator @ v
+    killer = Killer(cluster, "kernelgrowth__sum_of_shards", everyone=True)
+    killer.start()
+    np.testing.assert_array_equal(operator @ v, wanted)
+    killer.join(30)
+    assert killer.killed
 
 
 def stored(path, shape, dtype, *, chunk=4):

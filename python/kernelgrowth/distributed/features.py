@@ -75,8 +75,8 @@ class ShardedFeatures:
     Notes
     -----
     Shards lie on the workers in order, neighbours together. The client learns their shapes, checksums and the indices
-    that occur in an `Embedding`, and gets the first example to check arguments by. When a worker dies, Dask makes its
-    shards again on others, and when one joins, the next product or kernel gives it its share, which is made again
+    that occur in an `Embedding`, and gets the first example to check arguments by. When a worker dies, its shards are
+    made again on those that hold fewest, and when one joins, the next product or kernel gives it its share, made again
     there. A shard that then has other numbers is refused.
 
     Examples
@@ -193,12 +193,15 @@ class ShardedFeatures:
         return lost
 
     def _balance(self) -> None:
+        """Make shards again on other workers until none has two more than another."""
         shards = {worker: [s for s, home in enumerate(self._homes) if home == worker] for worker in self._workers}
-        most = -(-self.num_shards // len(self._workers))
-        for s in [s for held in shards.values() for s in held[most:]]:
-            shards[self._homes[s]].remove(s)
-            self._homes[s] = min(self._workers, key=lambda worker: len(shards[worker]))
-            shards[self._homes[s]].append(s)
+        while True:
+            most, least = (choose(self._workers, key=lambda worker: len(shards[worker])) for choose in (max, min))
+            if len(shards[most]) - len(shards[least]) < 2:
+                return
+            s = shards[most].pop()
+            shards[least].append(s)
+            self._homes[s] = least
             self._shards[s] = self._produced(s)
 
     def _produced(self, s: int) -> Any:

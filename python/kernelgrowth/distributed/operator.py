@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernelgrowth._backend import native
-from kernelgrowth._backend.arrays import FloatArray, as_array, is_cupy, to_numpy
+from kernelgrowth._backend.arrays import FloatArray, array_namespace, as_array, is_cupy, to_numpy
 from kernelgrowth._backend.checks import check_choice, check_integer
 from kernelgrowth._backend.errors import BackendError, MemoryLimitError
 from kernelgrowth._backend.memory import format_bytes, resolve_memory_limit
@@ -22,6 +22,7 @@ from kernelgrowth.distributed.pairs import Pair, all_pairs, pair_memory, run_pai
 from kernelgrowth.distributed.shards import Settings, Shard, on_threads, prepared
 from kernelgrowth.distributed.sweeps import Sweeps, moved_sums
 from kernelgrowth.gradients.embeddings import without_embeddings
+from kernelgrowth.gradients.identity import arrays_of
 from kernelgrowth.kernels.diagonal import diagonal
 from kernelgrowth.kernels.evaluate import check_values, is_finite
 from kernelgrowth.kernels.lowering import check_on_cpu, check_preconditioner
@@ -273,8 +274,10 @@ class ShardedOperator:
 
 def _diagonal(shard: Shard, checksum: int, settings: Settings, limit: int | None) -> npt.NDArray[np.float64]:
     feats = prepared(shard, settings, checksum)
+    xp = array_namespace(arrays_of(feats)[0])
+    weights = {name: tuple(map(xp.asarray, arrays)) for name, arrays in settings.weights.items()}
     with on_threads(settings.num_threads):
-        found: Any = diagonal(feats, settings.outputs, settings.weights, resolve_memory_limit(limit))
+        found: Any = diagonal(feats, settings.outputs, weights, resolve_memory_limit(limit))
     return to_numpy(found)  # type: ignore[return-value]
 
 
