@@ -33,7 +33,7 @@ from kernelgrowth.kernels import NTKOperator
 from kernelgrowth.nets import MLP
 from kernelgrowth.spectra import eigsh
 
-__all__ = ["main", "make"]
+__all__ = ["main", "make", "print_eigsh", "print_products", "print_traffic"]
 
 _CHUNK = 512
 _PROCESSES = (1, 2, 3)
@@ -81,15 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             edges = [n * s // count for s in range(count + 1)]
             feats = ShardedFeatures(clients[count], whole, list(itertools.pairwise(edges)))
             operators[count] = ShardedOperator(feats)
-        _print_products(local, operators, v, given.rounds)
+        print_products(local, operators, v, given.rounds)
         print()
         for count in _PROCESSES[1:]:
-            _print_traffic(count, operators[count], clients[count], v)
+            print_traffic(count, operators[count], clients[count], v)
         print()
-        _print_eigsh(local, operators[_PROCESSES[-1]], clients[_PROCESSES[-1]], given.k)
+        print_eigsh(local, operators[_PROCESSES[-1]], clients[_PROCESSES[-1]], given.k)
 
 
-def _print_products(local: NTKOperator, operators: dict[int, ShardedOperator], v: Any, rounds: int) -> None:
+def print_products(local: NTKOperator, operators: dict[int, ShardedOperator], v: Any, rounds: int) -> None:
     contenders: dict[str, Any] = {"one process, one thread": _Serial(local), "one process, all threads": local}
     contenders |= {f"{count} worker process(es)": operator for count, operator in operators.items()}
     wanted = local @ v
@@ -126,7 +126,7 @@ class _Serial:
             core_is_serial.reset(token)
 
 
-def _print_traffic(count: int, operator: ShardedOperator, client: Any, v: Any) -> None:
+def print_traffic(count: int, operator: ShardedOperator, client: Any, v: Any) -> None:
     with Traffic(client) as traffic:
         for _ in range(3):
             operator @ v
@@ -145,7 +145,7 @@ def _mebibytes(count: float) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def _print_eigsh(local: NTKOperator, operator: ShardedOperator, client: Any, k: int) -> None:
+def print_eigsh(local: NTKOperator, operator: ShardedOperator, client: Any, k: int) -> None:
     wanted = eigsh(local, k)
     start = time.perf_counter()
     with Traffic(client) as traffic:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import distributed
 import zarr
+from benchmarks import sharded
 from benchmarks.traffic import Traffic
 
 from kernelgrowth import (
@@ -275,6 +276,28 @@ def test_a_worker_killed_while_it_writes_changes_nothing(cluster, client, tmp_pa
     killer.join(30)
     assert killer.killed
     np.testing.assert_array_equal(out[...], empirical_ntk(wide((0, 1200), n=1200)))
+
+
+def test_a_tile_that_does_not_fit_is_refused(feats, tmp_path):
+    out = stored(tmp_path / "K.zarr", (60, 60), np.float32, chunk=12)
+    with pytest.raises(MemoryLimitError, match="tiles of 12 x 12 examples take") as caught:
+        sharded_ntk(feats, out=out, outputs="trace", memory_limit=1000)
+    assert caught.value.limit == 1000
+
+
+def test_the_benchmark_compares_what_it_times(client, capsys):
+    make, n = functools.partial(sharded.make, widths=[30, 20, 1]), 700
+    local, operator = NTKOperator(make((0, n))), ShardedOperator(ShardedFeatures(client, make, parts(n, WORKERS)))
+    v = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    sharded.print_products(local, {1: operator}, v, rounds=1)
+    sharded.print_traffic(WORKERS, operator, client, v)
+    sharded.print_eigsh(local, operator, client, 3)
+    printed = capsys.readouterr().out
+    assert "1.00 of one worker process" in printed
+    assert "eigsh, k = 3: eigenvalues within" in printed
+    doubled = 2 * local.gram()
+    with pytest.raises(SystemExit, match="off by"):
+        sharded.print_products(local, {1: doubled}, v, rounds=1)
 
 
 def test_what_fails_names_the_part(client):

@@ -90,10 +90,10 @@ class SumLayout:
         """Bytes that a half takes at most beside the sum: copied, weighted and multiplied factors, sums in double."""
         number, most = self.dtype.itemsize, 0
         for block in self.blocks:
-            rows = min(_ROWS, num_examples * _positions(feats, block.name))
+            rows = min(_rows(feats, block), num_examples * _positions(feats, block.name))
             copied = rows * (block.inputs + block.folded * block.units * self.rows_each) * number
-            most = max(most, 2 * copied + 2 * max(_BYTES, rows * block.weighted * number))
-            most += 4 * max(_BYTES, block.size * number)
+            weighted, wide = max(_BYTES, rows * block.weighted * number), max(_BYTES, block.size * number)
+            most = max(most, 2 * copied + 2 * weighted + 4 * wide)
         return most
 
     def flops_each(self, feats: GradientFeatures) -> int:
@@ -136,18 +136,19 @@ def sum_gradients(feats: GradientFeatures, v: FloatArray, settings: Settings) ->
     """
     plan = SumLayout(feats, settings)
     total = np.empty(v.shape[1] * plan.numbers, plan.dtype)
+    xp = array_namespace(arrays_of(feats)[0])
     for shape, target in plan.parts(total):
-        steps = _steps(feats, shape, plan)
+        steps = _steps(feats, shape)
         for j in _slices(v.shape[1], _together(feats, shape)):
-            wide: Any = np.zeros((shape.copies, (j.stop - j.start) * shape.weighted, shape.plain), np.float64)
+            wide: Any = xp.zeros((shape.copies, (j.stop - j.start) * shape.weighted, shape.plain), np.float64)
             for n in steps:
                 weights = v[n.start * plan.rows_each : n.stop * plan.rows_each, j]
                 for copy, block in enumerate(_factored(feats, shape.name, n, settings)):
                     weighted, plain = _factors(block, shape)
                     spread = _spread(weights, weighted)
-                    wide[copy] += to_numpy(_multiply(spread.reshape(len(plain), -1).T, plain, settings.num_threads))
+                    wide[copy] += _multiply(spread.reshape(len(plain), -1).T, plain, settings.num_threads)
             with np.errstate(over="ignore"):
-                target[:, j] = wide.reshape(shape.copies, -1, shape.weighted, shape.plain)
+                target[:, j] = to_numpy(wide.reshape(shape.copies, -1, shape.weighted, shape.plain))
     return total
 
 
@@ -176,11 +177,12 @@ def images(feats: GradientFeatures, total: FloatArray, settings: Settings) -> Fl
     plan = SumLayout(feats, settings)
     k = total.size // plan.numbers
     out = np.zeros((feats.num_examples, plan.rows_each, k), np.float64)
+    xp = array_namespace(arrays_of(feats)[0])
     for shape, part in plan.parts(total):
-        steps = _steps(feats, shape, plan)
+        steps = _steps(feats, shape)
         for j in _slices(k, _together(feats, shape)):
             for copy, sums in enumerate(part[:, j]):
-                placed = _placed(sums.reshape(-1, shape.plain), feats)
+                placed = xp.asarray(sums.reshape(-1, shape.plain))
                 for n in steps:
                     block = _factored(feats, shape.name, n, settings)[copy]
                     weighted, plain = _factors(block, shape)
@@ -240,12 +242,12 @@ def _multiply(a: Any, b: Any, threads: int) -> Any:
     return a @ b if is_cupy(a) else native.gemm(a, b, threads=threads)
 
 
-def _placed(array: FloatArray, feats: GradientFeatures) -> Any:
-    return array_namespace(arrays_of(feats)[0]).asarray(array)
-
-
-def _rows(feats: GradientFeatures) -> int:
-    return _ROWS_ON_GPU if is_cupy(arrays_of(feats)[0]) else _ROWS
+def _rows(feats: GradientFeatures, shape: _Shape) -> int:
+    """Return how many examples and positions are taken at a time, by shapes alone."""
+    rows = _ROWS_ON_GPU if is_cupy(arrays_of(feats)[0]) else _ROWS
+    if isinstance(feats[shape.name], Embedding):  # its inputs are made for them
+        rows = min(rows, _BYTES // (shape.inputs * feats.dtype.itemsize))
+    return max(1, rows)
 
 
 def _positions(feats: GradientFeatures, name: str) -> int:
@@ -253,13 +255,13 @@ def _positions(feats: GradientFeatures, name: str) -> int:
     return block.num_positions if isinstance(block, OuterProduct) else 1
 
 
-def _steps(feats: GradientFeatures, shape: _Shape, plan: SumLayout) -> list[slice]:
-    return _slices(feats.num_examples, max(1, _rows(feats) // _positions(feats, shape.name)))
+def _steps(feats: GradientFeatures, shape: _Shape) -> list[slice]:
+    return _slices(feats.num_examples, max(1, _rows(feats, shape) // _positions(feats, shape.name)))
 
 
 def _together(feats: GradientFeatures, shape: _Shape) -> int:
     """Return how many vectors are taken at a time."""
-    rows = min(_rows(feats), feats.num_examples * _positions(feats, shape.name))
+    rows = min(_rows(feats, shape), feats.num_examples * _positions(feats, shape.name))
     entries = max(rows * shape.weighted, shape.size)
     return max(1, _BYTES // (entries * feats.dtype.itemsize))
 
