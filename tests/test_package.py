@@ -21,7 +21,8 @@ before = set(sys.modules)
 import kernelgrowth
 from kernelgrowth import NTKOperator, empirical_ntk, eigsh, train, NTKTracker, silent_alignment, nets, optim, theory
 roots = {name.split('.')[0] for name in set(sys.modules) - before}
-print(sorted(roots & {'matplotlib', 'sklearn', 'typer', 'rich', 'jinja2', 'cupy', 'torch', 'jax', 'pandas', 'zarr', 'dask'}))
+heavy = {'matplotlib', 'sklearn', 'typer', 'rich', 'jinja2', 'cupy', 'torch', 'jax', 'pandas', 'zarr', 'dask'}
+print(sorted(roots & heavy))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "[]", result.stderr
