@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 
 import numpy as np
 
@@ -71,3 +73,7 @@ def no_features(part):
 
 def heavy(part):
     return GradientFeatures({"a": Rows(np.ones((10, 600_000)))})
+
+
+def deadly(part):
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -23,6 +23,7 @@ from benchmarks import sharded
 from benchmarks.traffic import Traffic
 
 from kernelgrowth import (
+    BackendError,
     EigenTracker,
     KernelRegression,
     MemoryLimitError,
@@ -32,9 +33,11 @@ from kernelgrowth import (
     nystrom,
 )
 from kernelgrowth.distributed import ShardedFeatures, ShardedOperator
+from kernelgrowth.distributed import cluster as distributed_cluster
 from kernelgrowth.distributed import empirical_ntk as sharded_ntk
 from kernelgrowth.distributed.cluster import Cluster
 from sharded_cases import (
+    deadly,
     failing,
     heavy,
     no_features,
@@ -373,6 +376,12 @@ def test_a_product_outlives_all_workers(cluster, client, feats):
     np.testing.assert_array_equal(operator @ v, wanted)
     killer.join(30)
     assert killer.killed
+
+
+def test_a_part_that_kills_every_worker_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(distributed_cluster, "_MOST_LOSSES", 1)
+    with pytest.raises(BackendError, match="workers died 2 times"):
+        ShardedFeatures(client, deadly, [0])
 
 
 def stored(path, shape, dtype, *, chunk=4):

@@ -11,7 +11,7 @@ import importlib
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kernelgrowth._backend.errors import BackendError
 
@@ -26,6 +26,9 @@ _TARGET = 0.6
 
 # Seconds after which workers are looked at for the first time, and at most between two times.
 _FIRST_LOOK, _LONGEST_LOOK = 1.0, 30.0
+
+# So often workers may be lost before anything is finished.
+_MOST_LOSSES = 10
 
 
 class WorkerLostError(Exception):
@@ -52,6 +55,7 @@ class Cluster:
         if client.asynchronous:
             raise TypeError("client must not be asynchronous")
         self.client: Any = client
+        self._losses = 0
         self._dask = importlib.import_module("distributed")
 
     def workers(self) -> list[str]:
@@ -107,6 +111,8 @@ class Cluster:
         ------
         WorkerLostError
             If one of `workers` is gone while it waits.
+        BackendError
+            If that has happened too often and nothing was finished in between.
         """
         condition = "FIRST_COMPLETED" if first else "ALL_COMPLETED"
         wait = functools.partial(self._dask.wait, list(futures), return_when=condition)
@@ -119,7 +125,9 @@ class Cluster:
             if future.status == "error":
                 future.result()
         gather = functools.partial(self.client.gather, list(futures), asynchronous=True)
-        return list(self._attended(lambda timeout: self.client.sync(gather, callback_timeout=timeout), workers))
+        found = list(self._attended(lambda timeout: self.client.sync(gather, callback_timeout=timeout), workers))
+        self._losses = 0
+        return found
 
     def holders(self, futures: Sequence[Any], workers: Collection[str]) -> list[list[str]]:
         """Return the workers that hold what each task returned, once all are completed; it raises as `completed`."""
@@ -148,8 +156,17 @@ class Cluster:
                 return call(timeout)
             except TimeoutError:
                 if not set(workers) <= set(self.client.nthreads()):
-                    raise WorkerLostError from None
+                    self._lose()
                 timeout = min(2 * timeout, _LONGEST_LOOK)
+
+    def _lose(self) -> NoReturn:
+        self._losses += 1
+        if self._losses > _MOST_LOSSES:
+            raise BackendError(
+                f"workers died {self._losses} times while the same was tried again: their logs say of what (does make, "
+                "or a product, take more memory than a worker has?)"
+            )
+        raise WorkerLostError
 
 
 class Shared:

@@ -70,7 +70,7 @@ class ShardedFeatures:
         If the shards of a worker would take more than 60 % of its memory limit, at which Dask begins to move them to
         disk. It is known once the first one is made.
     BackendError
-        If the cluster has no workers.
+        If the cluster has no workers, or if they die one after another, as of a part that takes too much memory.
 
     Notes
     -----
