@@ -23,7 +23,6 @@ __all__ = ["Cluster", "Shared", "WorkerLostError", "hold"]
 # From this fraction of a worker's limit on, Dask moves data to disk (distributed.worker.memory.target).
 _TARGET = 0.6
 
-
 # Seconds after which workers are looked at for the first time, and at most between two times.
 _FIRST_LOOK, _LONGEST_LOOK = 1.0, 30.0
 

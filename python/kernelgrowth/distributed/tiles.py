@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-
 from kernelgrowth._backend.checks import check_choice
 from kernelgrowth._backend.memory import resolve_memory_limit
 from kernelgrowth.distributed.cluster import Shared
@@ -117,12 +115,9 @@ def empirical_ntk(
 
 
 def _check_shared(out: Any) -> None:
-    if isinstance(out, np.ndarray):
-        raise TypeError(
-            f"out must be a Zarr array that the workers can open, got {type(out).__name__}, of which each would write "
-            "to a copy of its own"
-        )
-    if type(getattr(out, "store", None)).__name__ in ("MemoryStore", "GpuMemoryStore", "ManagedMemoryStore"):
+    if not hasattr(out, "store"):
+        raise TypeError(f"out must be a Zarr array, which every worker can open, got {type(out).__name__}")
+    if type(out.store).__name__ in ("MemoryStore", "GpuMemoryStore", "ManagedMemoryStore"):
         raise ValueError("out is a Zarr array in this process' memory, which the workers cannot write to: give a path")
 
 
