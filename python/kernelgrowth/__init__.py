@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernelgrowth import datasets as datasets
     from kernelgrowth import diagnostics as diagnostics
+    from kernelgrowth import distributed as distributed
     from kernelgrowth import experiments as experiments
     from kernelgrowth import gradients as gradients
     from kernelgrowth import jax as jax
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 _ROOMS = (
     "datasets",
     "diagnostics",
+    "distributed",
     "experiments",
     "gradients",
     "jax",

@@ -23,7 +23,16 @@ from kernelgrowth.kernels.factored import FactoredBlock, factor
 from kernelgrowth.kernels.plan import Plan
 from kernelgrowth.kernels.streamed import StreamedKernel, add_products
 
-__all__ = ["WAYS", "ProductBlockPlan", "ProductPlan", "Products", "stored_multiply", "stored_product"]
+__all__ = [
+    "WAYS",
+    "ProductBlockPlan",
+    "ProductPlan",
+    "Products",
+    "moderate",
+    "scaled_back",
+    "stored_multiply",
+    "stored_product",
+]
 
 WAYS = ("stored", "tiles", "factored")
 
@@ -209,23 +218,23 @@ class Products:
     def _factored(
         self, v: FloatArray, workspace: int, dtype: np.dtype[Any], shape: tuple[int, int], transposed: bool
     ) -> FloatArray:
-        vectors, exponents = _moderate(v, self._feats.dtype)
+        vectors, exponents = moderate(v, self._feats.dtype)
         out = self._namespace.empty((shape[0], v.shape[1]), np.float64)
         threads = native.host_threads(self._example)
         for i, block in enumerate(self._blocks):
             side = block.transposed if transposed else block
             side.add_product(vectors, out, accumulate=i > 0, workspace=workspace, threads=threads)
-        return _scaled_back(out, exponents, dtype)
+        return scaled_back(out, exponents, dtype)
 
     def _by_tiles(
         self, v: FloatArray, limit: int, dtype: np.dtype[Any], shape: tuple[int, int], transposed: bool
     ) -> FloatArray:
-        vectors, exponents = _moderate(v, self._feats.dtype)
+        vectors, exponents = moderate(v, self._feats.dtype)
         out = self._namespace.zeros((shape[0], v.shape[1]), np.float64)
         # The product is checked to be finite, and so need not the tiles be.
         for tile in self._tiled.tiles(limit, check_finite=False):
             add_products(tile, vectors, out, transposed=transposed)
-        return _scaled_back(out, exponents, dtype)
+        return scaled_back(out, exponents, dtype)
 
     def _vector_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes of a vector rounded to the features' dtype, and of its product in float64."""
@@ -291,7 +300,7 @@ def _added_up(costs: Iterable[tuple[str, int, int]]) -> tuple[ProductBlockPlan, 
     return tuple(ProductBlockPlan(name, *total) for name, total in totals.items())
 
 
-def _moderate(v: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, npt.NDArray[Any] | None]:
+def moderate(v: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, npt.NDArray[Any] | None]:
     """Return V in `dtype`, columns scaled by powers of two where their size calls for it, and the exponents.
 
     A power of two changes no digit, so a column's bits do not depend on whether it is scaled.
@@ -307,9 +316,10 @@ def _moderate(v: FloatArray, dtype: np.dtype[Any]) -> tuple[FloatArray, npt.NDAr
     return xp.ldexp(v, -exponents).astype(dtype), exponents
 
 
-def _scaled_back(
+def scaled_back(
     product: npt.NDArray[np.float64], exponents: npt.NDArray[Any] | None, dtype: np.dtype[Any]
 ) -> FloatArray:
+    """Return in `dtype` the product with what `moderate` returned, for the vectors that it was given."""
     with np.errstate(over="ignore", invalid="ignore"):
         if exponents is not None:
             array_namespace(product).ldexp(product, exponents, out=product)

@@ -51,6 +51,8 @@ class TiledKernel:
         Of `Problem`.
     gpus : sequence of cupy.cuda.Device
         Where tiles are computed; on the CPU if there is none.
+    examples : tuple of int, optional
+        Of the sides of the kernel of which this is a part, where it is one: it then has that kernel's bits.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TiledKernel:
         threads: int,
         precision: str,
         gpus: Sequence[Any] = (),
+        examples: tuple[int, int] | None = None,
     ) -> None:
         sources = (feats, feats if feats2 is None else feats2)
         self._examples = Examples(*sources)
@@ -83,7 +86,7 @@ class TiledKernel:
         # A tile is a matrix with `_kept` rows an example, or in the "diagonal" mode `_layers` such matrices.
         self._layers = shape[0] if len(shape) == 3 else 1
         self._kept = shape[3] if len(shape) == 4 else 1
-        common = Pieces(outputs, self._roots, self._counts, precision, threads)
+        common = Pieces(outputs, self._roots, examples or self._counts, precision, threads)
         self._runner: PieceRunner = (
             PiecesOnDevices(common, gpus, memory_limit) if gpus else PiecesOnCpu(common, memory_limit)
         )
