@@ -50,6 +50,7 @@ def work_through(
     back_off: float = 1.0,
     resources: Mapping[str, float] | None = None,
     at_once: int | None = None,
+    until_failure: bool = False,
 ) -> Generator[tuple[str, Outcome], None, None]:
     """Call a function with each of the arguments in the cluster's processes, and yield outcomes as tasks end.
 
@@ -70,6 +71,8 @@ def work_through(
         What a task needs of a worker's declared resources.
     at_once : int, optional
         Hand so many tasks to the cluster at a time; all unless given, as clusters that grow by need want to know.
+    until_failure : bool
+        Begin no further task once one has failed; those under way are still waited for.
     """
     waiting = deque((name, 1) for name in jobs)
     later: list[tuple[float, str, int]] = []
@@ -90,6 +93,9 @@ def work_through(
                 outcome = _outcome(future, attempt)
                 future.release()
                 if outcome.error is None or attempt > retries:
+                    if outcome.error is not None and until_failure:
+                        waiting.clear()
+                        later.clear()
                     yield name, outcome
                 else:
                     delay = min(back_off * 2.0 ** (attempt - 1), _LONGEST_BACK_OFF)

@@ -67,8 +67,8 @@ def run_sweep(
     Notes
     -----
     A run counts once its line's end is on the disk: a killed process loses the runs that were under way, and a process
-    of `workers` that is killed has its run made again by another. An error of one run ends the sweep and is raised;
-    what was finished is recorded. Several workers need the package `distributed`; each has one processor.
+    of `workers` that is killed has its run made again by another. An error of one run ends the sweep once those
+    under way are done, and is raised; what was finished is recorded. Several workers need the package `distributed`; each has one processor.
     """
     keys = [_key(one) for one in settings]
     if len(set(keys)) < len(keys):
@@ -104,14 +104,13 @@ def _finished(
     arguments = {key: (function, dict(one)) for key, one in jobs}
     with started(workers) as client:
         # No process is without work while the next task is on its way.
-        tasks = work_through(client, _call, arguments, at_once=2 * workers)
+        tasks = work_through(client, _call, arguments, at_once=2 * workers, until_failure=True)
         with contextlib.closing(tasks):
             for key, outcome in tasks:
                 if outcome.error is None:
                     yield key, outcome.result
                 else:
-                    failed = outcome.error
-                    break
+                    failed = failed or outcome.error
     if failed is not None:
         raise failed
 
