@@ -67,8 +67,9 @@ def run_sweep(
     Notes
     -----
     A run counts once its line's end is on the disk: a killed process loses the runs that were under way, and a process
-    of `workers` that is killed has its run made again by another. An error of one run ends the sweep once those
-    under way are done, and is raised; what was finished is recorded. Several workers need the package `distributed`; each has one processor.
+    of `workers` that is killed has its run made again by another. An error of one run ends the sweep once those under
+    way are done, and is raised; what was finished is recorded. Several workers need the package `distributed`; each
+    has one processor.
     """
     keys = [_key(one) for one in settings]
     if len(set(keys)) < len(keys):
