@@ -222,16 +222,27 @@ class Gram {
     struct Place {
       index_t row_block, col_block;
       Region region;
+      bool turned;  // rows and columns of the pair of groups have changed places
     };
     std::vector<Place> strips;
+    auto add_strips = [&](index_t row_block, index_t col_block, index_t height, index_t width, bool turned) {
+      const bool diagonal = options_.symmetric && row_block == col_block;
+      for (index_t r = 0; r < height; r += strip_rows_) {
+        const Range columns{diagonal ? round_down(r, panel()) : 0, width};
+        strips.push_back({row_block, col_block, {{r, std::min(r + strip_rows_, height)}, columns, diagonal}, turned});
+      }
+    };
     for (index_t i = rows.begin; i < rows.end; ++i) {
       const index_t height = std::min(block_rows_, out_.rows - i * block_rows_);
       for (index_t j = options_.symmetric ? std::max(i, cols.begin) : cols.begin; j < cols.end; ++j) {
         const index_t width = std::min(block_rows_, out_.cols - j * block_rows_);
-        const bool diagonal = options_.symmetric && i == j;
-        for (index_t r = 0; r < height; r += strip_rows_) {
-          const Range columns{diagonal ? round_down(r, panel()) : 0, width};
-          strips.push_back({i, j, {{r, std::min(r + strip_rows_, height)}, columns, diagonal}});
+        // A last block of few columns leaves most lanes without work; as rows it has fewer of them. The mirrored entry
+        // has the same bits; what is added to stands above the diagonal.
+        if (options_.symmetric && !options_.accumulate && i != j && shape_.row_positions == 1 &&
+            register_tiles(width, height) < register_tiles(height, width)) {
+          add_strips(j, i, width, height, true);
+        } else {
+          add_strips(i, j, height, width, false);
         }
       }
     }
@@ -248,8 +259,13 @@ class Gram {
               sums.begin(kernel_view(kernel + c), row0, col0, strip.region, options_.accumulate,
                          scratch + c * shape_.elements());
             }
-            sums.add_terms(terms_, left, strip.row_block - rows.begin, right, strip.col_block - cols.begin,
-                           strip.region, kernels, scratch);
+            if (strip.turned) {
+              sums.add_terms(terms_, right, strip.row_block - cols.begin, left, strip.col_block - rows.begin,
+                             strip.region, kernels, scratch);
+            } else {
+              sums.add_terms(terms_, left, strip.row_block - rows.begin, right, strip.col_block - cols.begin,
+                             strip.region, kernels, scratch);
+            }
             T* turned = scratch + kernels.size() * shape_.elements();
             for (index_t c = 0; c < kernels.size(); ++c) {
               sums.write(kernel_view(kernel + c), row0, col0, strip.region, options_.symmetric,
@@ -258,6 +274,11 @@ class Gram {
           }
         },
         options_.poll);
+  }
+
+  // One vector wide.
+  index_t register_tiles(index_t rows, index_t cols) const {
+    return ceil_div(rows, tile_rows()) * ceil_div(cols, lanes());
   }
 
   MatrixView<T> kernel_view(index_t kernel) const {

@@ -72,6 +72,10 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
   using Vector = typename VectorOf<T, lanes<T>>::type;
   using Unaligned = typename VectorOf<T, lanes<T>>::unaligned;
   constexpr std::size_t n = lanes<T>, panel = Tile<T>::panel, tile = Tile<T>::rows;
+  // Most often the vectors that are packed next follow those packed now, also beyond this panel: so many streams that
+  // the hardware does not see them.
+  const auto address = [&](std::size_t i) { return reinterpret_cast<std::uintptr_t>(rows[i]); };
+  const std::uintptr_t next = count > 1 ? (address(1) - address(0)) * n : 0;
   for (std::size_t first = 0; first < (count + tile - 1) / tile * tile; first += n) {
     std::size_t k = 0;
     if (n > 1 && stride == 1) {
@@ -80,6 +84,8 @@ void pack(const T* const* rows, std::size_t count, std::size_t length, std::ptrd
 #pragma GCC unroll 16
         for (std::size_t i = 0; i < n; ++i) {
           square[i] = first + i < count ? *reinterpret_cast<const Unaligned*>(rows[first + i] + k) : Vector{};
+          if (first + i < count)
+            __builtin_prefetch(reinterpret_cast<const void*>(address(first + i) + k * sizeof(T) + next), 0, 2);
         }
         transpose<T>(square);
 #pragma GCC unroll 16

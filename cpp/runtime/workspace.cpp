@@ -19,10 +19,18 @@ namespace {
 constexpr std::size_t largest_kept = std::size_t{64} << 20;
 constexpr std::size_t huge_page = std::size_t{2} << 20;
 
-struct Kept {
-  std::mutex mutex;
+// Some, since several threads may each compute a kernel of their own.
+constexpr std::size_t most_kept = 16;
+
+struct Block {
   std::byte* data = nullptr;
   std::size_t size = 0;
+};
+
+struct Kept {
+  std::mutex mutex;
+  Block blocks[most_kept];
+  std::size_t bytes = 0;
 };
 
 // Never destroyed: a call may still run on another thread while the process exits.
@@ -50,8 +58,21 @@ Workspace::Workspace(std::size_t bytes) {
     // In a child forked in mid-call the lock may stay held for ever: never wait for it.
     const std::unique_lock lock(store.mutex, std::try_to_lock);
     if (lock.owns_lock()) {
-      data_ = std::exchange(store.data, nullptr);
-      size_ = std::exchange(store.size, 0);
+      // The smallest that serves, or else the largest.
+      Block* chosen = nullptr;
+      for (Block& block : store.blocks) {
+        if (block.data == nullptr) continue;
+        const bool serves = block.size >= bytes;
+        if (chosen == nullptr || (serves ? chosen->size < bytes || block.size < chosen->size
+                                         : chosen->size < bytes && block.size > chosen->size)) {
+          chosen = &block;
+        }
+      }
+      if (chosen != nullptr) {
+        store.bytes -= chosen->size;
+        data_ = std::exchange(chosen->data, nullptr);
+        size_ = std::exchange(chosen->size, 0);
+      }
     }
   }
   // Too small to serve: given back first, so that it does not count on top of what the caller allows.
@@ -72,9 +93,24 @@ Workspace::~Workspace() {
   Kept& store = kept();
   if (size_ <= largest_kept) {
     const std::unique_lock lock(store.mutex, std::try_to_lock);
-    if (lock.owns_lock() && size_ > store.size) {
-      std::swap(data_, store.data);
-      std::swap(size_, store.size);
+    // Larger ones are kept rather than smaller ones.
+    while (lock.owns_lock() && data_ != nullptr) {
+      Block* smallest = &store.blocks[0];
+      for (Block& block : store.blocks) {
+        if (block.size < smallest->size) smallest = &block;
+      }
+      if (smallest->data == nullptr && store.bytes + size_ <= largest_kept) {
+        store.bytes += size_;
+        *smallest = {std::exchange(data_, nullptr), size_};
+      } else {
+        for (Block& block : store.blocks) {
+          if (block.data != nullptr && (smallest->data == nullptr || block.size < smallest->size)) smallest = &block;
+        }
+        if (smallest->size >= size_) break;
+        store.bytes -= smallest->size;
+        std::free(std::exchange(smallest->data, nullptr));
+        smallest->size = 0;
+      }
     }
   }
   std::free(data_);
